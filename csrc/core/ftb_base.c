@@ -1,0 +1,59 @@
+#include "ftb_base.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "ftb_atomic.h"
+
+/* Written by ftb_fault_alloc and by every allocation while it is armed. */
+static _Atomic(long) fault_countdown = -1;
+
+void
+ftb_fault_alloc(long count)
+{
+    ftb_store_seq_cst(&fault_countdown, count);
+}
+
+static bool
+fault_strikes(void)
+{
+    if (FTB_LIKELY(ftb_load_relaxed(&fault_countdown) < 0)) {
+        return false; /* relaxed: a test arms the hook before it starts its threads */
+    }
+    return ftb_sub_relaxed(&fault_countdown, 1) == 0;
+}
+
+uint64_t
+ftb_now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+void *
+ftb_alloc_line(size_t size)
+{
+    if (size > SIZE_MAX - FTB_LINE || fault_strikes()) {
+        return NULL;
+    }
+    size_t rounded = (size + FTB_LINE - 1) / FTB_LINE * FTB_LINE;
+    void *memory = aligned_alloc(FTB_LINE, rounded);
+    if (memory != NULL) {
+        memset(memory, 0, rounded);
+    }
+    return memory;
+}
+
+void *
+ftb_alloc(size_t size)
+{
+    return fault_strikes() ? NULL : calloc(1, size);
+}
+
+void
+ftb_free(void *memory)
+{
+    free(memory);
+}

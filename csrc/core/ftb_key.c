@@ -1,0 +1,37 @@
+#include "ftb_key.h"
+
+#include "ftb_xxh3.h"
+
+struct ftb_keyview
+ftb_keyview_of(enum ftb_key_kind kind, const void *data, uint32_t len_bytes)
+{
+    uint64_t hash = ftb_xxh3_64(data, len_bytes);
+    return (struct ftb_keyview){hash, data, len_bytes, (uint8_t)kind};
+}
+
+enum ftb_result
+ftb_key_init(struct ftb_key *key, const struct ftb_keyview *view)
+{
+    uint8_t *target = key->bytes.in_place;
+    if (view->len_bytes > FTB_KEY_INLINE_BYTES) {
+        target = ftb_alloc(view->len_bytes);
+        if (target == NULL) {
+            return FTB_NOMEM;
+        }
+        key->bytes.heap = target;
+    }
+    memcpy(target, view->data, view->len_bytes);
+    key->hash = view->hash;
+    key->len_bytes = view->len_bytes;
+    key->kind = view->kind;
+    return FTB_OK;
+}
+
+void
+ftb_key_fini(struct ftb_key *key)
+{
+    if (key->len_bytes > FTB_KEY_INLINE_BYTES) {
+        ftb_free(key->bytes.heap);
+    }
+    key->len_bytes = 0;
+}

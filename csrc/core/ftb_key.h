@@ -1,0 +1,74 @@
+/* Compact keys: a kind, a length, an XXH3 hash and up to 24 bytes in place.
+ *
+ * Equality compares kind and bytes, never calls back into user code. A key is immutable
+ * once initialised, so any thread may read it. */
+#ifndef FTB_KEY_H
+#define FTB_KEY_H
+
+#include <string.h>
+
+#include "ftb_base.h"
+
+#define FTB_KEY_INLINE_BYTES 24
+
+enum ftb_key_kind {
+    FTB_KEY_STR = 1,    /* bytes are UTF-8 */
+    FTB_KEY_BYTES = 2,  /* bytes are themselves */
+    FTB_KEY_INT = 3,    /* bytes are a little-endian int64_t */
+    FTB_KEY_OBJECT = 4, /* bytes are an address: the object is its own identity */
+    FTB_KEY_CLASS = 5,  /* likewise, and events reach the handlers of base classes too */
+};
+
+/* A borrowed key, as a caller passes it in. `data` lives as long as the call. */
+struct ftb_keyview {
+    uint64_t hash;
+    const void *data;
+    uint32_t len_bytes;
+    uint8_t kind;
+};
+
+/* A stored key. Longer than FTB_KEY_INLINE_BYTES: the bytes are on the heap. */
+struct ftb_key {
+    uint64_t hash;
+    uint32_t len_bytes;
+    uint8_t kind;
+    union {
+        uint8_t in_place[FTB_KEY_INLINE_BYTES];
+        uint8_t *heap;
+    } bytes;
+};
+
+/* The view of `data`; hash64 is XXH3-64 of the bytes. */
+struct ftb_keyview
+ftb_keyview_of(enum ftb_key_kind kind, const void *data, uint32_t len_bytes);
+
+/* Copy the view into *key. Returns FTB_NOMEM if a long key finds no memory. */
+FTB_MUST_USE enum ftb_result
+ftb_key_init(struct ftb_key *key, const struct ftb_keyview *view);
+
+void
+ftb_key_fini(struct ftb_key *key);
+
+static inline const void *
+ftb_key_bytes(const struct ftb_key *key)
+{
+    return key->len_bytes <= FTB_KEY_INLINE_BYTES ? key->bytes.in_place
+                                                  : key->bytes.heap;
+}
+
+static inline struct ftb_keyview
+ftb_key_view(const struct ftb_key *key)
+{
+    return (struct ftb_keyview){key->hash, ftb_key_bytes(key), key->len_bytes,
+                                key->kind};
+}
+
+static inline bool
+ftb_key_equals(const struct ftb_key *key, const struct ftb_keyview *view)
+{
+    return key->hash == view->hash && key->len_bytes == view->len_bytes
+           && key->kind == view->kind
+           && memcmp(ftb_key_bytes(key), view->data, view->len_bytes) == 0;
+}
+
+#endif

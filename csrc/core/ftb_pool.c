@@ -1,0 +1,173 @@
+#include "ftb_pool_internal.h"
+
+static bool
+options_are_valid(const struct ftb_pool_options *options)
+{
+    return options->workers_n >= 1 && options->workers_n <= FTB_POOL_MAX_WORKERS
+           && options->queue_size >= 1 && options->queue_size <= FTB_POOL_MAX_QUEUE
+           && options->strands_n >= 1 && options->strands_n <= FTB_POOL_MAX_STRANDS;
+}
+
+/* Fill the rings, parkers and strands. Returns FTB_NOMEM with whatever was made, which
+ * ftb_pool_free can take. */
+static enum ftb_result
+pool_fill(ftb_pool_t *pool)
+{
+    /* Together as many cells as argument 3 in ftb_pool_internal.h asks for. */
+    uint64_t cells_n = (uint64_t)pool->queue_size + pool->strands_n;
+    uint64_t ring_n = ftb_next_pow2((cells_n + pool->workers_n - 1) / pool->workers_n);
+    size_t workers_size = pool->workers_n * sizeof *pool->workers;
+    size_t strands_size = pool->strands_n * sizeof *pool->strands;
+    pool->workers = ftb_alloc_line(workers_size);
+    pool->strands = ftb_alloc_line(strands_size);
+    if (pool->workers == NULL || pool->strands == NULL) {
+        return FTB_NOMEM;
+    }
+    for (uint32_t i = 0; i < pool->strands_n; i++) {
+        ftb_strand_init(&pool->strands[i]);
+    }
+    for (uint32_t i = 0; i < pool->workers_n; i++) {
+        pool->workers[i].batch_n = 1;
+        ftb_parker_init(&pool->workers[i].parker);
+    }
+    for (uint32_t i = 0; i < pool->workers_n; i++) {
+        if (ftb_ring_init(&pool->workers[i].ring, ring_n) != FTB_OK) {
+            return FTB_NOMEM;
+        }
+    }
+    return FTB_OK;
+}
+
+ftb_pool_t *
+ftb_pool_new(const struct ftb_pool_options *options)
+{
+    if (!options_are_valid(options)) {
+        return NULL;
+    }
+    ftb_pool_t *pool = ftb_alloc_line(sizeof *pool);
+    if (pool == NULL) {
+        return NULL;
+    }
+    pool->workers_n = options->workers_n;
+    pool->queue_size = options->queue_size;
+    pool->strands_n = options->strands_n;
+    pool->spin_ns = options->spin_ns;
+    /* More than half of the workers spinning would only slow the others down. */
+    pool->spinners_max = pool->workers_n < 4 ? 1 : pool->workers_n / 2;
+    ftb_idle_init(&pool->idle, pool->workers_n);
+    ftb_waitset_init(&pool->space);
+    ftb_waitset_init(&pool->drained);
+    if (pool_fill(pool) != FTB_OK) {
+        ftb_pool_free(pool);
+        return NULL;
+    }
+    return pool;
+}
+
+void
+ftb_pool_free(ftb_pool_t *pool)
+{
+    if (pool == NULL) {
+        return;
+    }
+    /* pool_fill makes the members of both arrays only once it has both. */
+    if (pool->workers != NULL && pool->strands != NULL) {
+        for (uint32_t i = 0; i < pool->workers_n; i++) {
+            ftb_ring_fini(&pool->workers[i].ring);
+            ftb_parker_fini(&pool->workers[i].parker);
+        }
+        for (uint32_t i = 0; i < pool->strands_n; i++) {
+            ftb_strand_fini(&pool->strands[i]);
+        }
+    }
+    ftb_waitset_fini(&pool->space);
+    ftb_waitset_fini(&pool->drained);
+    ftb_free(pool->workers);
+    ftb_free(pool->strands);
+    ftb_free(pool);
+}
+
+void
+ftb_pool_close(ftb_pool_t *pool)
+{
+    ftb_or_seq_cst(&pool->word, FTB_WORD_CLOSED);
+    ftb_waitset_notify(&pool->space, true);
+}
+
+void
+ftb_pool_stop(ftb_pool_t *pool)
+{
+    ftb_pool_close(pool);
+    /* seq_cst: pairs with the loads that waiters do after they registered. */
+    ftb_store_seq_cst(&pool->is_stopped, true);
+    for (uint32_t i = 0; i < pool->workers_n; i++) {
+        (void)ftb_parker_unpark(&pool->workers[i].parker);
+    }
+    ftb_waitset_notify(&pool->drained, true);
+}
+
+uint32_t
+ftb_pool_queued(ftb_pool_t *pool)
+{
+    return ftb__word_queued(ftb_load_seq_cst(&pool->word));
+}
+
+uint32_t
+ftb_pool_unfinished(ftb_pool_t *pool)
+{
+    return ftb__word_unfinished(ftb_load_seq_cst(&pool->word));
+}
+
+void
+ftb_pool_stats(ftb_pool_t *pool, struct ftb_pool_stats *stats)
+{
+    uint64_t word = ftb_load_seq_cst(&pool->word);
+    stats->workers_n = pool->workers_n;
+    stats->queue_size = pool->queue_size;
+    stats->strands_n = pool->strands_n;
+    stats->queued = ftb__word_queued(word);
+    stats->unfinished = ftb__word_unfinished(word);
+    stats->is_closed = (word & FTB_WORD_CLOSED) != 0;
+    stats->is_stopped = ftb_load_seq_cst(&pool->is_stopped);
+    /* relaxed, here and below: counters that nothing is inferred from */
+    stats->wakes = ftb_load_relaxed(&pool->wakes);
+    stats->fulls = ftb_load_relaxed(&pool->fulls);
+    stats->helped = ftb_load_relaxed(&pool->helped);
+    stats->evicted = ftb_load_relaxed(&pool->evicted);
+    stats->queued_max = stats->fulls > 0 ? pool->queue_size : stats->queued;
+    for (uint32_t i = 0; i < pool->workers_n; i++) {
+        uint32_t seen = ftb_load_relaxed(&pool->workers[i].queued_max);
+        if (seen > stats->queued_max) {
+            stats->queued_max = seen;
+        }
+    }
+}
+
+void
+ftb_pool_worker_stats(
+    ftb_pool_t *pool, uint32_t worker_ix, struct ftb_pool_worker_stats *stats)
+{
+    struct ftb_pool_worker *worker = &pool->workers[worker_ix];
+    /* relaxed: each counter is some recent value of its own */
+    stats->taken = ftb_load_relaxed(&worker->taken);
+    stats->stolen = ftb_load_relaxed(&worker->stolen);
+    stats->batches = ftb_load_relaxed(&worker->batches);
+    stats->parks = ftb_load_relaxed(&worker->parks);
+    stats->busy_ns = ftb_load_relaxed(&worker->busy_ns);
+}
+
+void
+ftb_pool_after_fork_child(ftb_pool_t *pool)
+{
+    ftb_node_after_fork_child();
+    ftb_idle_init(&pool->idle, pool->workers_n);
+    ftb_init(&pool->spinners_n, 0);
+    ftb_init(&pool->drain_own_n, 0);
+    ftb_waitset_init(&pool->space);
+    ftb_waitset_init(&pool->drained);
+    for (uint32_t i = 0; i < pool->workers_n; i++) {
+        ftb_parker_init(&pool->workers[i].parker);
+        pool->workers[i].depth = 0;
+    }
+    ftb_pool_stop(pool);
+}

@@ -1,0 +1,165 @@
+/* The dispatcher: a bounded queue of items in front of a set of workers.
+ *
+ * It owns no thread: the layer above brings its own, one per worker index, and runs what
+ * ftb_pool_take hands out. Any thread may post, help, evict, wait for space or for the
+ * drain, close, stop and ask for statistics, a worker in the middle of a batch included.
+ * take, finish and wait_work of one worker index belong to one thread at a time; an index
+ * without a thread is fine, others run what lands there. new, free and after_fork_child
+ * want the pool to themselves. A worker:
+ *
+ *     while (true) {
+ *         while (ftb_pool_take(pool, ix, &batch) > 0) {
+ *             ... run batch.items[0 .. batch.n) in order ...
+ *             ftb_pool_finish(pool, ix, &batch);
+ *         }
+ *         if (ftb_pool_wait_work(pool, ix, FTB_FOREVER) == FTB_CLOSED) {
+ *             break;
+ *         }
+ *     }
+ *
+ * Events posted to one partition run one at a time and in the order in which their posts
+ * began (of one thread: in the order of its calls). Other events have no order, except
+ * that with one worker those of one thread keep theirs.
+ *
+ * Nothing here blocks except the three functions named wait. */
+#ifndef FTB_POOL_H
+#define FTB_POOL_H
+
+#include "ftb_base.h"
+#include "ftb_ring.h"
+
+#define FTB_BATCH_MAX 32u
+#define FTB_POOL_MAX_WORKERS 1024u
+#define FTB_POOL_MAX_QUEUE (UINT32_C(1) << 30)
+#define FTB_POOL_MAX_STRANDS (UINT32_C(1) << 20)
+
+/* The worker index of a thread that is no worker, for ftb_pool_finish. */
+#define FTB_NO_WORKER UINT32_MAX
+
+typedef struct ftb_pool ftb_pool_t;
+
+struct ftb_pool_options {
+    uint32_t workers_n;  /* 1 .. FTB_POOL_MAX_WORKERS */
+    uint32_t queue_size; /* events queued and not yet taken; 1 .. FTB_POOL_MAX_QUEUE */
+    uint32_t strands_n; /* 1 .. FTB_POOL_MAX_STRANDS; partitions that fall on one strand
+                          * wait for each other */
+    uint32_t spin_ns;   /* how long a wait looks on before it sleeps; 0 = not at all */
+};
+
+/* What a worker runs in one go. */
+struct ftb_batch {
+    uint32_t n;
+    struct ftb_strand *strand; /* set if the items are of one partition; not for use */
+    uint64_t start_ns;         /* about when it was taken; 0 in batches of take_one */
+    struct ftb_item items[FTB_BATCH_MAX];
+};
+
+struct ftb_pool_stats {
+    uint32_t workers_n;
+    uint32_t queue_size;
+    uint32_t strands_n;
+    uint32_t queued;     /* events posted and not yet taken or evicted */
+    uint32_t queued_max; /* the most that anybody saw; a short peak may be missed */
+    uint32_t unfinished; /* queued, and taken but not yet finished */
+    bool is_closed;
+    bool is_stopped;
+    uint64_t wakes;   /* times an idle worker was woken */
+    uint64_t fulls;   /* posts that found the queue full */
+    uint64_t helped;  /* events taken by ftb_pool_take_one */
+    uint64_t evicted; /* events taken by ftb_pool_evict */
+};
+
+struct ftb_pool_worker_stats {
+    uint64_t taken;   /* events, those stolen included */
+    uint64_t stolen;  /* events that lay in another worker's ring */
+    uint64_t batches; /* batches taken */
+    uint64_t parks;   /* times the worker went to sleep */
+    uint64_t busy_ns; /* time from take to finish; a nested batch counts once */
+};
+
+/* Make a pool. Returns NULL if there is no memory or an option is out of its range. */
+FTB_MUST_USE ftb_pool_t *ftb_pool_new(const struct ftb_pool_options *options);
+
+/* Free the pool; NULL is allowed. No thread may be inside. Items still queued are
+ * forgotten: evict them first. */
+void ftb_pool_free(ftb_pool_t *pool);
+
+/* Queue one event. Returns FTB_OK; or FTB_FULL or FTB_CLOSED, with nothing consumed. */
+FTB_MUST_USE enum ftb_result
+ftb_pool_try_post(ftb_pool_t *pool, const struct ftb_item *item);
+
+/* Queue one event of the partition with this hash. Returns FTB_OK; or FTB_FULL, FTB_CLOSED
+ * or FTB_NOMEM, with nothing consumed. */
+FTB_MUST_USE enum ftb_result ftb_pool_try_post_strand(
+    ftb_pool_t *pool, uint64_t partition_hash, const struct ftb_item *item);
+
+/* Queue items[0 .. *accepted_n), as many as there is space for. Returns FTB_OK if that is
+ * all n, FTB_FULL if it is fewer (0 is possible), FTB_CLOSED if it is none because the
+ * pool is closed. */
+FTB_MUST_USE enum ftb_result ftb_pool_try_post_many(
+    ftb_pool_t *pool, const struct ftb_item *items, uint32_t n, uint32_t *accepted_n);
+
+/* Take the next batch for this worker, without waiting. Returns batch->n; 0 if there is
+ * nothing to run right now or the pool is stopped, and then there is nothing to finish.
+ * A batch shrinks to one event as handlers get slow, and never holds more than the
+ * worker's share of what is queued. Legal while another batch of the worker is open. */
+uint32_t ftb_pool_take(ftb_pool_t *pool, uint32_t worker_ix, struct ftb_batch *batch);
+
+/* Take one event to run, from any thread: for one that would otherwise wait for space
+ * inside a handler. Returns 1, or 0 as above. Finish it with FTB_NO_WORKER. */
+uint32_t ftb_pool_take_one(ftb_pool_t *pool, struct ftb_batch *batch);
+
+/* The batch has been run (or given up): release its partition, count it as finished, wake
+ * who waited for that. Each batch is finished once, by the thread that took it. */
+void ftb_pool_finish(ftb_pool_t *pool, uint32_t worker_ix, struct ftb_batch *batch);
+
+/* Take the oldest event of some ring out of the queue without running it, from any
+ * thread; of a partition, its oldest. Works after close and stop too. Returns false if
+ * none can be had now: queued events may belong to a partition that is being run, or be
+ * on their way into a ring. */
+FTB_MUST_USE bool ftb_pool_evict(ftb_pool_t *pool, struct ftb_item *item);
+
+/* Wait until there may be something to take. Returns FTB_OK: look again; FTB_CLOSED: the
+ * pool is stopped, leave; or FTB_TIMEOUT. */
+FTB_MUST_USE enum ftb_result
+ftb_pool_wait_work(ftb_pool_t *pool, uint32_t worker_ix, uint64_t deadline_ns);
+
+/* Wait until there is space in the queue. Returns FTB_OK: post again, it may have been
+ * taken meanwhile; FTB_CLOSED; or FTB_TIMEOUT. */
+FTB_MUST_USE enum ftb_result
+ftb_pool_wait_space(ftb_pool_t *pool, uint64_t deadline_ns);
+
+/* Wait until everything posted is finished. A thread that is running events itself says
+ * how many: own_n, the sum of n over its open batches; they are not waited for, nor are
+ * those of other threads that wait here with an own_n. Returns FTB_OK; FTB_CLOSED if the
+ * pool is stopped, so that what is queued will not run; or FTB_TIMEOUT. */
+FTB_MUST_USE enum ftb_result
+ftb_pool_wait_drained(ftb_pool_t *pool, uint32_t own_n, uint64_t deadline_ns);
+
+/* Let no more events in. What is queued still runs. When this returns, every post that
+ * returns FTB_OK, now or later, is counted in ftb_pool_stats. Idempotent. */
+void ftb_pool_close(ftb_pool_t *pool);
+
+/* Close, and let workers leave at their next take or wait_work even if events remain;
+ * ftb_pool_evict empties what is left. Idempotent. */
+void ftb_pool_stop(ftb_pool_t *pool);
+
+/* Events queued and not yet taken or evicted, at some moment during the call. */
+uint32_t ftb_pool_queued(ftb_pool_t *pool);
+
+/* Events queued, or taken and not yet finished, at some moment during the call. */
+uint32_t ftb_pool_unfinished(ftb_pool_t *pool);
+
+/* Fill *stats; each counter is exact once the threads that write it are quiet. */
+void ftb_pool_stats(ftb_pool_t *pool, struct ftb_pool_stats *stats);
+
+/* Fill *stats for one worker. */
+void ftb_pool_worker_stats(
+    ftb_pool_t *pool, uint32_t worker_ix, struct ftb_pool_worker_stats *stats);
+
+/* In the child of a fork: make locks usable again and stop the pool. Nobody waits in it
+ * any more, and its workers are gone; events that other threads were moving at the time
+ * of the fork stay counted but can no longer be had. */
+void ftb_pool_after_fork_child(ftb_pool_t *pool);
+
+#endif

@@ -1,0 +1,124 @@
+/* What the files of the pool share; nothing else includes this.
+ *
+ *     ftb_pool.c        make, free, close, stop, fork, statistics
+ *     ftb_pool_post.c   producers: admission, choice of a ring, the wake decision
+ *     ftb_pool_take.c   consumers: batches, stealing, partitions, eviction
+ *     ftb_pool_wait.c   waiting for work, for space, for the drain
+ *
+ * The admission word counts all events in one atomic:
+ *     bits 0..31    queued: admitted and not yet taken or evicted
+ *     bits 32..62   unfinished: admitted and not yet finished or evicted
+ *     bit  63       closed
+ * 1. Bound. A post adds one to both counts by a compare-and-swap from a word whose queued
+ *    is below queue_size, so queued never exceeds it, and a post is refused only at a
+ *    moment at which exactly queue_size events are queued.
+ * 2. Close. The closed bit is in the word that the post swaps, so after close has set it
+ *    no swap succeeds: admission linearizes before or after close, with nothing between.
+ * 3. Cells. An event is admitted before it is put into a ring and leaves the ring before
+ *    it is subtracted from queued; a strand has at most one token (ftb_strand.h). So at
+ *    most queue_size + strands_n cells are claimed or needed at any time. The rings have
+ *    at least that many together, so if no thread stands still inside a push or a pop, a
+ *    push that needs a cell finds one: some ring is not full. A thread that does stand
+ *    still there is between two instructions of its own, not waiting for anybody;
+ *    ftb__pool_put yields to it.
+ * 4. Drain. finish subtracts by a read-modify-write that releases, and every change of the
+ *    word is one, so who reads unfinished == 0 sees everything the handlers did. */
+#ifndef FTB_POOL_INTERNAL_H
+#define FTB_POOL_INTERNAL_H
+
+#include "ftb_atomic.h"
+#include "ftb_idle.h"
+#include "ftb_park.h"
+#include "ftb_pool.h"
+#include "ftb_ring.h"
+#include "ftb_strand.h"
+
+#define FTB_WORD_QUEUED_ONE UINT64_C(1)
+#define FTB_WORD_UNFINISHED_ONE (UINT64_C(1) << 32)
+#define FTB_WORD_CLOSED (UINT64_C(1) << 63)
+
+struct ftb_pool_worker {
+    struct ftb_ring ring;
+    /* Its state is written by wakers and by the worker. */
+    FTB_ALIGNED struct ftb_parker parker;
+    /* All below is written by the worker's thread; only the counters are read by others.
+     */
+    FTB_ALIGNED uint64_t stamp_ns; /* the last time read; a batch starts there */
+    uint32_t batch_n;              /* how many events to take at most */
+    uint32_t depth;                /* open batches */
+    uint32_t takes_n;              /* counts up to FTB_FAIR_TAKES */
+    uint32_t victim_ix;            /* where the next fair take starts */
+    ftb_atomic(uint32_t) queued_max;
+    ftb_atomic(uint64_t) taken;
+    ftb_atomic(uint64_t) stolen;
+    ftb_atomic(uint64_t) batches;
+    ftb_atomic(uint64_t) parks;
+    ftb_atomic(uint64_t) busy_ns;
+};
+
+struct ftb_pool {
+    /* Written once, by ftb_pool_new. */
+    uint32_t workers_n;
+    uint32_t queue_size;
+    uint32_t strands_n;
+    uint32_t spin_ns;
+    uint32_t spinners_max;
+    struct ftb_pool_worker *workers;
+    struct ftb_strand *strands;
+    /* Written by ftb_pool_stop, once. */
+    ftb_atomic(bool) is_stopped;
+    /* The admission word, described above: producers add, consumers subtract. */
+    FTB_ALIGNED ftb_atomic(uint64_t) word;
+    FTB_ALIGNED struct ftb_idle idle;
+    /* Threads spinning in wait_work; written by them. */
+    FTB_ALIGNED ftb_atomic(uint32_t) spinners_n;
+    /* Who waits for space; for the drain; and the sum of the latter's own_n. */
+    FTB_ALIGNED struct ftb_waitset space;
+    FTB_ALIGNED struct ftb_waitset drained;
+    ftb_atomic(uint32_t) drain_own_n;
+    /* Counters of rare events, added by any thread. */
+    FTB_ALIGNED ftb_atomic(uint64_t) wakes;
+    ftb_atomic(uint64_t) fulls;
+    ftb_atomic(uint64_t) helped;
+    ftb_atomic(uint64_t) evicted;
+};
+
+static inline uint32_t
+ftb__word_queued(uint64_t word)
+{
+    return (uint32_t)word;
+}
+
+static inline uint32_t
+ftb__word_unfinished(uint64_t word)
+{
+    return (uint32_t)((word & ~FTB_WORD_CLOSED) >> 32);
+}
+
+/* ftb_pool_post.c */
+
+/* Put admitted items, or a token, into rings, the first of them into ring_ix if it has
+ * space; yields until all are in. Does not wake anybody. */
+void ftb__pool_put(
+    ftb_pool_t *pool, uint32_t ring_ix, const struct ftb_item *items, uint32_t n,
+    enum ftb_ring_kind kind);
+
+/* Put a strand's token into a ring, and wake a worker for it if `wake`. */
+void ftb__pool_put_token(
+    ftb_pool_t *pool, uint32_t ring_ix, struct ftb_strand *strand, bool wake);
+
+/* Walks over the rings, a few calls for each; every thread by itself. */
+uint32_t ftb__pool_next_ring(ftb_pool_t *pool);
+
+/* The ring for the next event: an idle worker's, or the next. */
+uint32_t ftb__pool_choose_ring(ftb_pool_t *pool);
+
+/* Wake one idle worker, `preferred` if it is idle. Call it after publishing. */
+void ftb__pool_wake(ftb_pool_t *pool, uint32_t preferred);
+
+/* ftb_pool_wait.c */
+
+/* Whether any ring holds something; starts at `first`. Seq_cst, see ftb_idle.h. */
+bool ftb__pool_has_work(ftb_pool_t *pool, uint32_t first);
+
+#endif

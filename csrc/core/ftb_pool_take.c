@@ -1,0 +1,225 @@
+#include "ftb_pool_internal.h"
+
+/* One in this many takes starts at another worker's ring, so that events behind a worker
+ * that is stuck in a long handler do not wait for a lull of the others. */
+#define FAIR_TAKES 16u
+
+/* How long a batch should take: long enough to spread its fixed costs, short enough that
+ * its last event does not notice. */
+#define BATCH_GOAL_NS 25000u
+
+/* Take up to n events off the strand, whose token the caller has just popped. If it has
+ * none that can be had, let go of it and return 0. */
+static uint32_t
+strand_take(
+    ftb_pool_t *pool, uint32_t ring_ix, struct ftb_strand *strand, uint32_t n,
+    struct ftb_item *items)
+{
+    ftb_strand_begin_local(strand);
+    uint32_t taken_n = 0;
+    struct ftb_node *spent;
+    while (taken_n < n && ftb_strand_try_pop_local(strand, &items[taken_n], &spent)) {
+        taken_n++;
+        if (spent != NULL) {
+            ftb_node_free(spent);
+        }
+    }
+    if (taken_n == 0 && ftb_strand_end_local(strand)) {
+        ftb__pool_put_token(pool, ring_ix, strand, true);
+    }
+    return taken_n;
+}
+
+/* Take up to n events from one ring: plain ones, or some of one strand. */
+static uint32_t
+ring_take(ftb_pool_t *pool, uint32_t ring_ix, uint32_t n, struct ftb_batch *batch)
+{
+    struct ftb_ring *ring = &pool->workers[ring_ix].ring;
+    for (;;) {
+        enum ftb_ring_kind kind = FTB_RING_NONE;
+        uint32_t taken_n = ftb_ring_try_pop_mpmc(ring, batch->items, n, &kind);
+        batch->strand = NULL;
+        if (kind == FTB_RING_TOKEN) {
+            batch->strand = batch->items[0].target;
+            taken_n = strand_take(pool, ring_ix, batch->strand, n, batch->items);
+            if (taken_n == 0) {
+                continue; /* there may be more behind the token */
+            }
+        }
+        batch->n = taken_n;
+        return taken_n;
+    }
+}
+
+/* Take up to n events from any ring, looking first at `first`. Returns how many, and from
+ * which ring in *from_ix. */
+static uint32_t
+pool_take_from(
+    ftb_pool_t *pool, uint32_t first, uint32_t n, struct ftb_batch *batch,
+    uint32_t *from_ix)
+{
+    for (uint32_t i = 0, ix = first; i < pool->workers_n; i++) {
+        if (ring_take(pool, ix, n, batch) > 0) {
+            *from_ix = ix;
+            return batch->n;
+        }
+        ix = ix + 1 < pool->workers_n ? ix + 1 : 0;
+    }
+    batch->n = 0;
+    batch->strand = NULL;
+    return 0;
+}
+
+/* Subtract from the admission word and wake who waits for that. Returns the word. */
+static uint64_t
+pool_subtract(ftb_pool_t *pool, uint32_t queued_n, uint32_t unfinished_n)
+{
+    uint64_t part =
+        queued_n * FTB_WORD_QUEUED_ONE + unfinished_n * FTB_WORD_UNFINISHED_ONE;
+    /* seq_cst: comes before the loads that look for waiters; releases what the handlers
+     * did to who waits for the drain. */
+    uint64_t word = ftb_sub_seq_cst(&pool->word, part) - part;
+    if (queued_n > 0) {
+        ftb_waitset_notify(&pool->space, false);
+    }
+    if (unfinished_n > 0
+        && ftb__word_unfinished(word) <= ftb_load_seq_cst(&pool->drain_own_n)) {
+        ftb_waitset_notify(&pool->drained, true);
+    }
+    return word;
+}
+
+/* How many events the worker may take now: its batch size, or its share of the queue, so
+ * that it does not sit on events that an idle worker could run. */
+static uint32_t
+worker_limit(ftb_pool_t *pool, struct ftb_pool_worker *worker)
+{
+    /* relaxed: an estimate */
+    uint32_t queued = ftb__word_queued(ftb_load_relaxed(&pool->word));
+    if (queued > ftb_load_relaxed(&worker->queued_max)) {
+        ftb_store_relaxed(&worker->queued_max, queued);
+    }
+    uint32_t share = pool->workers_n == 1 ? queued : queued / pool->workers_n;
+    uint32_t limit = worker->batch_n < share ? worker->batch_n : share;
+    return limit < 1 ? 1 : limit;
+}
+
+/* Where the worker looks first: at its own ring, and now and then at another. */
+static uint32_t
+worker_first_ring(ftb_pool_t *pool, struct ftb_pool_worker *worker, uint32_t worker_ix)
+{
+    if (FTB_LIKELY(++worker->takes_n < FAIR_TAKES)) {
+        return worker_ix;
+    }
+    worker->takes_n = 0;
+    worker->victim_ix =
+        worker->victim_ix + 1 < pool->workers_n ? worker->victim_ix + 1 : 0;
+    return worker->victim_ix;
+}
+
+uint32_t
+ftb_pool_take(ftb_pool_t *pool, uint32_t worker_ix, struct ftb_batch *batch)
+{
+    struct ftb_pool_worker *worker = &pool->workers[worker_ix];
+    batch->n = 0;
+    if (FTB_UNLIKELY(ftb_load_acquire(&pool->is_stopped))) {
+        return 0;
+    }
+    uint32_t limit = worker_limit(pool, worker);
+    uint32_t first = worker_first_ring(pool, worker, worker_ix);
+    uint32_t from_ix;
+    if (pool_take_from(pool, first, limit, batch, &from_ix) == 0) {
+        return 0;
+    }
+    (void)pool_subtract(pool, batch->n, 0);
+    if (worker->stamp_ns == 0) {
+        worker->stamp_ns = ftb_now_ns();
+    }
+    batch->start_ns = worker->stamp_ns;
+    worker->depth++;
+    ftb_count_local(&worker->taken, batch->n);
+    ftb_count_local(&worker->batches, 1);
+    if (from_ix != worker_ix) {
+        ftb_count_local(&worker->stolen, batch->n);
+    }
+    /* Argument 4 in ftb_idle.h: what is left must not wait while others sleep. */
+    if (ftb_idle_has_any(&pool->idle) && ftb__pool_has_work(pool, from_ix)) {
+        ftb__pool_wake(pool, from_ix);
+    }
+    return batch->n;
+}
+
+uint32_t
+ftb_pool_take_one(ftb_pool_t *pool, struct ftb_batch *batch)
+{
+    uint32_t from_ix;
+    batch->n = 0;
+    batch->start_ns = 0;
+    if (FTB_UNLIKELY(ftb_load_acquire(&pool->is_stopped))) {
+        return 0;
+    }
+    uint32_t first = ftb__pool_next_ring(pool);
+    if (pool_take_from(pool, first, 1, batch, &from_ix) == 1) {
+        (void)pool_subtract(pool, 1, 0);
+        ftb_add_relaxed(&pool->helped, 1); /* relaxed: a statistic */
+    }
+    return batch->n;
+}
+
+/* Learn from the batch how many events to take next. */
+static void
+worker_learn(struct ftb_pool_worker *worker, const struct ftb_batch *batch)
+{
+    uint64_t now_ns = ftb_now_ns();
+    uint64_t elapsed_ns = now_ns - batch->start_ns;
+    uint64_t fit_n = FTB_BATCH_MAX;
+    if (elapsed_ns > 0) {
+        fit_n = (uint64_t)BATCH_GOAL_NS * batch->n / elapsed_ns;
+    }
+    if (fit_n > 2 * (uint64_t)worker->batch_n) {
+        fit_n = 2 * (uint64_t)worker->batch_n;
+    }
+    if (fit_n > FTB_BATCH_MAX) {
+        fit_n = FTB_BATCH_MAX;
+    }
+    worker->batch_n = fit_n < 1 ? 1 : (uint32_t)fit_n;
+    worker->stamp_ns = now_ns;
+    ftb_count_local(&worker->busy_ns, elapsed_ns);
+}
+
+void
+ftb_pool_finish(ftb_pool_t *pool, uint32_t worker_ix, struct ftb_batch *batch)
+{
+    bool is_worker = worker_ix != FTB_NO_WORKER;
+    bool is_outer = is_worker && --pool->workers[worker_ix].depth == 0;
+    if (batch->strand != NULL && ftb_strand_end_local(batch->strand)) {
+        /* A worker that has no other batch open takes or waits next, and sees the token
+         * then; nobody else has to be woken for it. */
+        uint32_t ring_ix = is_worker ? worker_ix : ftb__pool_choose_ring(pool);
+        ftb__pool_put_token(pool, ring_ix, batch->strand, !is_outer);
+    }
+    (void)pool_subtract(pool, 0, batch->n);
+    if (is_outer) {
+        worker_learn(&pool->workers[worker_ix], batch);
+    }
+    batch->n = 0;
+    batch->strand = NULL;
+}
+
+bool
+ftb_pool_evict(ftb_pool_t *pool, struct ftb_item *item)
+{
+    struct ftb_batch batch;
+    uint32_t from_ix;
+    uint32_t first = ftb__pool_next_ring(pool);
+    if (pool_take_from(pool, first, 1, &batch, &from_ix) == 0) {
+        return false;
+    }
+    if (batch.strand != NULL && ftb_strand_end_local(batch.strand)) {
+        ftb__pool_put_token(pool, from_ix, batch.strand, true);
+    }
+    *item = batch.items[0];
+    (void)pool_subtract(pool, 1, 1);
+    ftb_add_relaxed(&pool->evicted, 1); /* relaxed: a statistic */
+    return true;
+}

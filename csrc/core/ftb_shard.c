@@ -1,0 +1,159 @@
+#include "ftb_shard.h"
+
+#include <pthread.h>
+#include <string.h>
+
+#include "ftb_reclaim.h"
+
+/* Free topic ids, a stack. Guarded by id_lock. */
+static pthread_mutex_t id_lock = PTHREAD_MUTEX_INITIALIZER;
+static uint32_t *free_ids = NULL;
+static size_t free_ids_n = 0, free_ids_capacity = 0;
+static uint32_t next_id = 0;
+
+static struct ftb_directory *
+directory_new(uint32_t pages_n)
+{
+    struct ftb_directory *directory
+        = ftb_alloc(sizeof *directory + pages_n * sizeof directory->pages[0]);
+    if (directory != NULL) {
+        directory->pages_n = pages_n;
+    }
+    return directory;
+}
+
+struct ftb_shard *
+ftb_shard_new(void)
+{
+    struct ftb_shard *shard = ftb_alloc_line(sizeof *shard);
+    struct ftb_directory *directory = directory_new(4);
+    if (shard == NULL || directory == NULL) {
+        ftb_free(shard);
+        ftb_free(directory);
+        return NULL;
+    }
+    ftb_init(&shard->directory, directory);
+    return shard;
+}
+
+static struct ftb_directory *
+directory_grow_local(struct ftb_shard *shard, uint32_t page_ix)
+{
+    struct ftb_directory *old = ftb_load_relaxed(&shard->directory);
+    if (page_ix < old->pages_n) {
+        return old;
+    }
+    struct ftb_directory *grown
+        = directory_new((uint32_t)ftb_next_pow2((uint64_t)page_ix + 1));
+    if (grown == NULL) {
+        return NULL;
+    }
+    for (uint32_t i = 0; i < old->pages_n; i++) {
+        ftb_init(&grown->pages[i], ftb_load_relaxed(&old->pages[i]));
+    }
+    grown->shorter = old; /* a reader may still walk it: kept, half the size */
+    ftb_store_release(&shard->directory, grown); /* pairs with ftb_shard_sum */
+    return grown;
+}
+
+struct ftb_cell *
+ftb_shard_cell_make_local(struct ftb_shard *shard, uint32_t id)
+{
+    uint32_t page_ix = id / FTB_PAGE_CELLS;
+    struct ftb_directory *directory = directory_grow_local(shard, page_ix);
+    if (directory == NULL) {
+        return NULL;
+    }
+    struct ftb_page *page = ftb_load_relaxed(&directory->pages[page_ix]);
+    if (page == NULL) {
+        page = ftb_alloc_line(sizeof *page);
+        if (page == NULL) {
+            return NULL;
+        }
+        ftb_store_release(&directory->pages[page_ix], page); /* pairs with find_cell */
+    }
+    return &page->cells[id % FTB_PAGE_CELLS];
+}
+
+static struct ftb_cell *
+find_cell(struct ftb_shard *shard, uint32_t id)
+{
+    struct ftb_directory *directory = ftb_load_acquire(&shard->directory);
+    uint32_t page_ix = id / FTB_PAGE_CELLS;
+    if (page_ix >= directory->pages_n) {
+        return NULL;
+    }
+    struct ftb_page *page = ftb_load_acquire(&directory->pages[page_ix]);
+    return page == NULL ? NULL : &page->cells[id % FTB_PAGE_CELLS];
+}
+
+struct sum_request {
+    uint32_t id;
+    struct ftb_totals *totals;
+};
+
+static void
+sum_one(struct ftb_thread *thread, void *context)
+{
+    struct sum_request *request = context;
+    struct ftb_cell *cell = find_cell(thread->shard, request->id);
+    if (cell == NULL) {
+        return;
+    }
+    /* relaxed: any recent value of each counter will do */
+#define ADD(name) request->totals->name += ftb_load_relaxed(&cell->name);
+    FTB_COUNTERS(ADD)
+#undef ADD
+}
+
+void
+ftb_shard_sum(uint32_t id, struct ftb_totals *totals)
+{
+    struct sum_request request = {id, totals};
+    ftb_thread_each(sum_one, &request);
+}
+
+static void
+zero_one(struct ftb_thread *thread, void *context)
+{
+    struct ftb_cell *cell = find_cell(thread->shard, *(uint32_t *)context);
+    if (cell == NULL) {
+        return;
+    }
+    /* relaxed: the id has no writer now; its next user gets it through id_lock */
+#define ZERO(name) ftb_store_relaxed(&cell->name, 0);
+    FTB_COUNTERS(ZERO)
+#undef ZERO
+}
+
+uint32_t
+ftb_shard_id_acquire(void)
+{
+    uint32_t id = UINT32_MAX;
+    pthread_mutex_lock(&id_lock);
+    if (free_ids_n > 0) {
+        id = free_ids[--free_ids_n];
+    } else if (next_id < free_ids_capacity) {
+        id = next_id++;
+    } else {
+        size_t capacity = free_ids_capacity == 0 ? 256 : free_ids_capacity * 2;
+        uint32_t *grown = ftb_alloc(capacity * sizeof *grown);
+        if (grown != NULL) { /* the stack has room for every id ever given out */
+            ftb_free(free_ids);
+            free_ids = grown; /* it was empty: nothing to copy */
+            free_ids_capacity = capacity;
+            id = next_id++;
+        }
+    }
+    pthread_mutex_unlock(&id_lock);
+    return id;
+}
+
+void
+ftb_shard_id_release(uint32_t id)
+{
+    ftb_thread_each(zero_one, &id);
+    pthread_mutex_lock(&id_lock);
+    free_ids[free_ids_n++] = id;
+    pthread_mutex_unlock(&id_lock);
+}

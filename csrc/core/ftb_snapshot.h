@@ -1,0 +1,100 @@
+/* Handlers, and the immutable tuple of them that an emit walks.
+ *
+ * A subscription is one ftb_handler. It owns the references to the callable; snapshots
+ * count handlers, never Python objects, and only writers touch that count. A snapshot is
+ * never changed: subscribing and cancelling publish a new one and retire the old. */
+#ifndef FTB_SNAPSHOT_H
+#define FTB_SNAPSHOT_H
+
+#include "ftb_atomic.h"
+#include "ftb_base.h"
+#include "ftb_reclaim.h"
+
+struct ftb_topic;
+
+/* What is special about a handler; 0 for most. */
+enum {
+    FTB_HANDLER_ONCE = 1,    /* runs at most once, whoever emits */
+    FTB_HANDLER_WEAK = 2,    /* `self`, or else `func`, is a weak reference */
+    FTB_HANDLER_ENCODED = 4, /* wants the event as encoded bytes */
+};
+
+enum ftb_handler_state {
+    FTB_HANDLER_ACTIVE = 0,
+    FTB_HANDLER_SPENT = 1,     /* a once-handler that some emit has claimed */
+    FTB_HANDLER_CANCELLED = 2, /* starts no more */
+};
+
+struct ftb_handler {
+    ftb_atomic(uint32_t) refs;  /* snapshots + the subscription object */
+    ftb_atomic(uint32_t) state; /* enum ftb_handler_state; moves forward only */
+    uint32_t flags;
+    int32_t priority;
+    uint64_t serial; /* unique on its bus, unlike an address */
+    void *func;     /* called with (self, event), or with (event) if self is NULL */
+    void *self;     /* set for bound methods, which are unwrapped */
+    void *callable; /* what the user passed in, for messages; NULL if weak */
+    struct ftb_topic *topic;
+    struct ftb_handler *previous, *next; /* the bus's list; guarded by its lock */
+};
+
+/* One call to make. */
+struct ftb_call {
+    void *func;
+    void *self;
+};
+
+/* In memory: this header, calls[n], handlers[n], the retire link. */
+struct ftb_snapshot {
+    struct ftb_topic *topic;
+    uint32_t n;
+    uint32_t flags; /* every handler's flags, or-ed */
+    struct ftb_call calls[];
+};
+
+static inline struct ftb_handler **
+ftb_snapshot_handlers(struct ftb_snapshot *snapshot)
+{
+    return (struct ftb_handler **)(void *)(snapshot->calls + snapshot->n);
+}
+
+static inline struct ftb_retired *
+ftb_snapshot_retired(struct ftb_snapshot *snapshot)
+{
+    return (struct ftb_retired *)(void *)(ftb_snapshot_handlers(snapshot)
+                                          + snapshot->n);
+}
+
+/* A new snapshot: `old` (may be NULL) with `added` (may be NULL) in its place by
+ * priority, without the handlers that are cancelled. Sets *out to NULL if none is left.
+ * FTB_NOMEM: nothing was made. */
+FTB_MUST_USE enum ftb_result
+ftb_snapshot_new(
+    struct ftb_topic *topic,
+    struct ftb_snapshot *old,
+    struct ftb_handler *added,
+    struct ftb_snapshot **out);
+
+/* Retire an unlinked snapshot (NULL is allowed). */
+void
+ftb_snapshot_retire(struct ftb_snapshot *snapshot);
+
+/* Free one that was never published. */
+void
+ftb_snapshot_discard(struct ftb_snapshot *snapshot);
+
+static inline void
+ftb_handler_retain(struct ftb_handler *handler)
+{
+    ftb_add_relaxed(&handler->refs, 1); /* relaxed: the caller holds one already */
+}
+
+/* Drop a reference; the last one unlinks the handler from its bus and calls
+ * ftb_handler_release_fn. Holds no lock while it does. */
+void
+ftb_handler_release(struct ftb_handler *handler);
+
+/* Frees what the Python layer hung on a handler; set once, before the first handler. */
+extern void (*ftb_handler_release_fn)(struct ftb_handler *handler);
+
+#endif

@@ -1,0 +1,266 @@
+#include "ftb_topic.h"
+
+#include <time.h>
+
+#include "ftb_shard.h"
+
+void (*ftb_topic_release_fn)(struct ftb_topic *topic) = NULL;
+
+static _Atomic(uint64_t) next_serial = 1;
+
+struct ftb_bus *
+ftb_bus_new(uint32_t stripes_n)
+{
+    struct ftb_bus *bus = ftb_alloc_line(sizeof *bus);
+    if (bus == NULL || ftb_map_init(&bus->topics, stripes_n) != FTB_OK) {
+        ftb_free(bus);
+        return NULL;
+    }
+    bus->unheard_id = ftb_shard_id_acquire();
+    if (bus->unheard_id == UINT32_MAX) {
+        ftb_map_fini(&bus->topics);
+        ftb_free(bus);
+        return NULL;
+    }
+    bus->serial = ftb_add_relaxed(&next_serial, 1); /* relaxed: uniqueness is enough */
+    ftb_init(&bus->refs, 1);
+    pthread_mutex_init(&bus->handlers_lock, NULL);
+    return bus;
+}
+
+static void
+topic_free(struct ftb_entry *entry)
+{
+    struct ftb_topic *topic = (struct ftb_topic *)(void *)entry;
+    if (ftb_topic_release_fn != NULL && topic->key_object != NULL) {
+        ftb_topic_release_fn(topic);
+    }
+    ftb_shard_id_release(topic->id);
+    ftb_key_fini(&topic->entry.key);
+    ftb_free(topic);
+}
+
+void
+ftb_bus_release(struct ftb_bus *bus)
+{
+    if (ftb_sub_acq_rel(&bus->refs, 1) != 1) {
+        return;
+    }
+    /* The bus object is gone and every handler freed: nobody emits on it, nobody reads
+     * its tables, so no grace period is needed. */
+    ftb_map_dismantle(&bus->topics, topic_free);
+    ftb_shard_id_release(bus->unheard_id);
+    ftb_map_fini(&bus->topics);
+    pthread_mutex_destroy(&bus->handlers_lock);
+    ftb_free(bus);
+}
+
+static struct ftb_topic *
+topic_new(struct ftb_bus *bus, const struct ftb_keyview *view, void *key_object)
+{
+    struct ftb_topic *topic = ftb_alloc_line(sizeof *topic);
+    if (topic == NULL) {
+        return NULL;
+    }
+    topic->bus = bus;
+    topic->key_object = key_object;
+    topic->id = ftb_shard_id_acquire();
+    if (topic->id == UINT32_MAX) {
+        ftb_free(topic);
+        return NULL;
+    }
+    if (ftb_key_init(&topic->entry.key, view) != FTB_OK) {
+        ftb_shard_id_release(topic->id);
+        ftb_free(topic);
+        return NULL;
+    }
+    return topic;
+}
+
+enum ftb_result
+ftb_bus_topic(
+    struct ftb_bus *bus,
+    const struct ftb_keyview *view,
+    void *key_object,
+    struct ftb_topic **topic,
+    bool *is_new)
+{
+    enum ftb_result result = FTB_OK;
+    struct ftb_stripe *stripe = ftb_map_lock(&bus->topics, view->hash);
+    *is_new = false;
+    *topic = ftb_bus_find(bus, view);
+    if (*topic == NULL) {
+        struct ftb_topic *fresh = topic_new(bus, view, key_object);
+        result = fresh == NULL ? FTB_NOMEM : ftb_map_add_locked(stripe, &fresh->entry);
+        if (result == FTB_OK) {
+            *topic = fresh;
+            *is_new = true;
+        } else if (fresh != NULL) {
+            fresh->key_object = NULL; /* still the caller's */
+            topic_free(&fresh->entry);
+        }
+    }
+    ftb_map_unlock(stripe);
+    return result;
+}
+
+struct ftb_handler *
+ftb_handler_new(struct ftb_topic *topic)
+{
+    struct ftb_handler *handler = ftb_alloc(sizeof *handler);
+    if (handler == NULL) {
+        return NULL;
+    }
+    struct ftb_bus *bus = topic->bus;
+    handler->topic = topic;
+    ftb_init(&handler->refs, 1);
+    ftb_bus_retain(bus);
+    pthread_mutex_lock(&bus->handlers_lock);
+    handler->serial = ++bus->next_serial;
+    handler->next = bus->handlers;
+    if (bus->handlers != NULL) {
+        bus->handlers->previous = handler;
+    }
+    bus->handlers = handler;
+    pthread_mutex_unlock(&bus->handlers_lock);
+    return handler;
+}
+
+void
+ftb_bus_unlink_handler(struct ftb_bus *bus, struct ftb_handler *handler)
+{
+    pthread_mutex_lock(&bus->handlers_lock);
+    if (handler->next != NULL) {
+        handler->next->previous = handler->previous;
+    }
+    if (handler->previous != NULL) {
+        handler->previous->next = handler->next;
+    } else {
+        bus->handlers = handler->next;
+    }
+    pthread_mutex_unlock(&bus->handlers_lock);
+}
+
+enum ftb_result
+ftb_topic_add(struct ftb_topic *topic, struct ftb_handler *handler)
+{
+    struct ftb_bus *bus = topic->bus;
+    struct ftb_snapshot *old = NULL, *fresh;
+    enum ftb_result result = FTB_CLOSED;
+    struct ftb_stripe *stripe = ftb_map_lock(&bus->topics, topic->entry.key.hash);
+    /* ftb_bus_clear sets the flag before it takes each stripe's lock: either this sees
+     * it, or the clear sees the handler. */
+    if (ftb_load_acquire(&bus->is_closed) == 0) {
+        old = ftb_load_relaxed(&topic->snapshot); /* relaxed: locked */
+        result = ftb_snapshot_new(topic, old, handler, &fresh);
+        if (result == FTB_OK) {
+            ftb_exchange_seq_cst(&topic->snapshot, fresh); /* (6) of ftb_reclaim.c */
+        }
+    }
+    ftb_map_unlock(stripe);
+    if (result == FTB_OK) {
+        ftb_snapshot_retire(old);
+    }
+    return result;
+}
+
+static size_t
+handlers_cancel_locked(
+    struct ftb_snapshot *snapshot,
+    bool (*match)(const struct ftb_handler *handler, void *context),
+    void *context)
+{
+    size_t removed_n = 0;
+    struct ftb_handler **handlers = ftb_snapshot_handlers(snapshot);
+    for (uint32_t i = 0; i < snapshot->n; i++) {
+        if (match == NULL || match(handlers[i], context)) {
+            /* Release: pairs with the acquire in an emit that is under way. */
+            uint32_t was
+                = ftb_exchange_acq_rel(&handlers[i]->state, FTB_HANDLER_CANCELLED);
+            removed_n += was == FTB_HANDLER_ACTIVE;
+        }
+    }
+    return removed_n;
+}
+
+static enum ftb_result
+snapshot_replace_locked(struct ftb_topic *topic, struct ftb_snapshot *old)
+{
+    struct ftb_snapshot *fresh;
+    enum ftb_result result = ftb_snapshot_new(topic, old, NULL, &fresh);
+    if (result == FTB_OK) {
+        ftb_exchange_seq_cst(&topic->snapshot, fresh); /* (6) of ftb_reclaim.c */
+        ftb_snapshot_retire(old);
+    }
+    return result;
+}
+
+enum ftb_result
+ftb_topic_remove(
+    struct ftb_topic *topic,
+    bool (*match)(const struct ftb_handler *handler, void *context),
+    void *context,
+    size_t *removed_n)
+{
+    enum ftb_result result = FTB_OK;
+    *removed_n = 0;
+    struct ftb_stripe *stripe
+        = ftb_map_lock(&topic->bus->topics, topic->entry.key.hash);
+    struct ftb_snapshot *old = ftb_load_relaxed(&topic->snapshot); /* locked */
+    if (old != NULL) {
+        *removed_n = handlers_cancel_locked(old, match, context);
+        result = snapshot_replace_locked(topic, old);
+    }
+    ftb_map_unlock(stripe);
+    return result;
+}
+
+static void
+topic_clear_locked(struct ftb_entry *entry, void *unused)
+{
+    (void)unused;
+    struct ftb_topic *topic = (struct ftb_topic *)(void *)entry;
+    struct ftb_snapshot *old = ftb_load_relaxed(&topic->snapshot); /* locked */
+    if (old != NULL) {
+        handlers_cancel_locked(old, NULL, NULL);
+        ftb_exchange_seq_cst(&topic->snapshot, (struct ftb_snapshot *)NULL); /* (6) */
+        ftb_snapshot_retire(old);
+    }
+}
+
+void
+ftb_bus_clear(struct ftb_bus *bus)
+{
+    ftb_store_seq_cst(&bus->is_closed, 1);
+    ftb_map_each(&bus->topics, topic_clear_locked, NULL);
+}
+
+static bool
+is_older_snapshot(const void *object, void *context)
+{
+    const struct ftb_snapshot *snapshot = object;
+    struct ftb_topic *topic = context;
+    return snapshot->topic == topic && ftb_load_acquire(&topic->snapshot) != snapshot;
+}
+
+enum ftb_result
+ftb_topic_wait_quiet(struct ftb_topic *topic, uint64_t deadline_ns)
+{
+    enum { SEEN_MAX = 16 };
+    struct ftb_hazard_seen seen[SEEN_MAX];
+    long pause_ns = 20000;
+    for (;;) {
+        size_t found_n = ftb_hazard_find(is_older_snapshot, topic, seen, SEEN_MAX);
+        if (found_n == 0) {
+            return FTB_OK;
+        }
+        if (ftb_now_ns() >= deadline_ns) {
+            return FTB_TIMEOUT;
+        }
+        struct timespec pause = {0, pause_ns};
+        nanosleep(&pause, NULL);
+        if (pause_ns < 1000000) {
+            pause_ns *= 2; /* a handler that runs long is not worth a busy wait */
+        }
+    }
+}

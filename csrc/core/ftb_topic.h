@@ -1,0 +1,101 @@
+/* Topics and the bus that owns them: key -> topic -> snapshot of handlers.
+ *
+ * A topic is interned: one per key and bus, made on first use, living as long as the bus
+ * core. Its snapshot is replaced under the stripe lock of its key and read without any
+ * lock. Any thread may call everything here; nothing here runs user code except
+ * ftb_bus_release and ftb_bus_clear, through ftb_handler_release_fn. */
+#ifndef FTB_TOPIC_H
+#define FTB_TOPIC_H
+
+#include "ftb_map.h"
+#include "ftb_snapshot.h"
+
+struct ftb_bus;
+
+struct ftb_topic {
+    struct ftb_entry entry; /* first: the map finds topics by it */
+    /* Written under the stripe lock; read inside sections. NULL: no handlers. */
+    ftb_atomic(struct ftb_snapshot *) snapshot;
+    uint32_t id;        /* of its counters; set before the topic is published */
+    struct ftb_bus *bus;
+    void *key_object;   /* the Python layer's owned reference; likewise */
+};
+
+struct ftb_bus {
+    struct ftb_map topics;
+    uint64_t serial;           /* never reused, so that caches can tell buses apart */
+    uint32_t unheard_id;       /* counters of events whose key has no topic */
+    ftb_atomic(uint32_t) refs; /* the bus object + its handlers */
+    ftb_atomic(uint32_t) is_closed;
+    pthread_mutex_t handlers_lock;
+    struct ftb_handler *handlers; /* all that exist; guarded by handlers_lock */
+    uint64_t next_serial;         /* of handlers; likewise */
+};
+
+/* Frees what the Python layer hung on a topic; set once. */
+extern void (*ftb_topic_release_fn)(struct ftb_topic *topic);
+
+/* A bus core with one reference. NULL: no memory. */
+struct ftb_bus *
+ftb_bus_new(uint32_t stripes_n);
+
+static inline void
+ftb_bus_retain(struct ftb_bus *bus)
+{
+    ftb_add_relaxed(&bus->refs, 1); /* relaxed: the caller holds one already */
+}
+
+/* Drop a reference; the last one frees all topics. */
+void
+ftb_bus_release(struct ftb_bus *bus);
+
+/* The topic of a key inside a section, or NULL. It lives as long as the bus core. */
+static inline struct ftb_topic *
+ftb_bus_find(const struct ftb_bus *bus, const struct ftb_keyview *view)
+{
+    return (struct ftb_topic *)(void *)ftb_map_find(&bus->topics, view);
+}
+
+/* The topic of a key, made if it is new. *is_new says which: then the caller gave its
+ * key_object away. FTB_NOMEM: nothing changed. */
+FTB_MUST_USE enum ftb_result
+ftb_bus_topic(
+    struct ftb_bus *bus,
+    const struct ftb_keyview *view,
+    void *key_object,
+    struct ftb_topic **topic,
+    bool *is_new);
+
+/* Subscribe: publish a snapshot with the handler in it. The caller made the handler and
+ * keeps its own reference. FTB_CLOSED after ftb_bus_clear; FTB_NOMEM: nothing changed. */
+FTB_MUST_USE enum ftb_result
+ftb_topic_add(struct ftb_topic *topic, struct ftb_handler *handler);
+
+/* Cancel the handlers for which match is true (all if match is NULL) and publish a
+ * snapshot without them. Sets *removed_n. `match` must not run user code.
+ * FTB_NOMEM: they are cancelled, so never run again, but stay in the snapshot. */
+FTB_MUST_USE enum ftb_result
+ftb_topic_remove(
+    struct ftb_topic *topic,
+    bool (*match)(const struct ftb_handler *handler, void *context),
+    void *context,
+    size_t *removed_n);
+
+/* Close: no topic takes handlers any more, and all handlers are cancelled. */
+void
+ftb_bus_clear(struct ftb_bus *bus);
+
+/* Wait until no other thread is inside an emit that began with an older snapshot of
+ * this topic. FTB_TIMEOUT at the deadline. Blocks: the caller is detached. */
+FTB_MUST_USE enum ftb_result
+ftb_topic_wait_quiet(struct ftb_topic *topic, uint64_t deadline_ns);
+
+/* A new, unlinked handler for a topic, with one reference. NULL: no memory. */
+struct ftb_handler *
+ftb_handler_new(struct ftb_topic *topic);
+
+/* Called by ftb_handler_release. */
+void
+ftb_bus_unlink_handler(struct ftb_bus *bus, struct ftb_handler *handler);
+
+#endif

@@ -1,0 +1,46 @@
+/* ftb_atomic.h for the model checker: the same names over rl::atomic, so that the
+ * headers of csrc/core are checked as they are. Compile with -std=c++11 -DFTB_RELACY. */
+#ifndef FTB_ATOMIC_RELACY_H
+#define FTB_ATOMIC_RELACY_H
+
+#include <relacy/relacy.hpp>
+
+#define FTB_ALIGNED
+#define FTB_ALIGNED_TO(bytes)
+#define ftb_atomic(T) rl::atomic<T>
+#define ftb_init(p, v) (p)->store((v), rl::mo_relaxed, $)
+
+#define ftb_plain(T) rl::var<T>
+#define ftb_plain_get(p) ((*(p))($).load())
+#define ftb_plain_set(p, v) ((*(p))($).store(v))
+#define ftb_relax() rl::yield(1, $)
+
+#define ftb_load_relaxed(p) (p)->load(rl::mo_relaxed, $)
+#define ftb_load_acquire(p) (p)->load(rl::mo_acquire, $)
+#define ftb_load_seq_cst(p) (p)->load(rl::mo_seq_cst, $)
+#define ftb_store_relaxed(p, v) (p)->store((v), rl::mo_relaxed, $)
+#define ftb_store_release(p, v) (p)->store((v), rl::mo_release, $)
+#define ftb_store_seq_cst(p, v) (p)->store((v), rl::mo_seq_cst, $)
+#define ftb_exchange_acq_rel(p, v) (p)->exchange((v), rl::mo_acq_rel, $)
+#define ftb_exchange_seq_cst(p, v) (p)->exchange((v), rl::mo_seq_cst, $)
+#define ftb_cas_relaxed(p, expected, v)                                                \
+    (p)->compare_exchange_strong(*(expected), (v), rl::mo_relaxed, $)
+#define ftb_cas_acquire(p, expected, v)                                                \
+    (p)->compare_exchange_strong(*(expected), (v), rl::mo_acquire, $)
+#define ftb_cas_release(p, expected, v)                                                \
+    (p)->compare_exchange_strong(*(expected), (v), rl::mo_release, $)
+#define ftb_cas_acq_rel(p, expected, v)                                                \
+    (p)->compare_exchange_strong(*(expected), (v), rl::mo_acq_rel, $)
+#define ftb_cas_seq_cst(p, expected, v)                                                \
+    (p)->compare_exchange_strong(*(expected), (v), rl::mo_seq_cst, $)
+#define ftb_add_relaxed(p, v) (p)->fetch_add((v), rl::mo_relaxed, $)
+#define ftb_add_acq_rel(p, v) (p)->fetch_add((v), rl::mo_acq_rel, $)
+#define ftb_add_seq_cst(p, v) (p)->fetch_add((v), rl::mo_seq_cst, $)
+#define ftb_sub_relaxed(p, v) (p)->fetch_sub((v), rl::mo_relaxed, $)
+#define ftb_sub_release(p, v) (p)->fetch_sub((v), rl::mo_release, $)
+#define ftb_sub_acq_rel(p, v) (p)->fetch_sub((v), rl::mo_acq_rel, $)
+#define ftb_sub_seq_cst(p, v) (p)->fetch_sub((v), rl::mo_seq_cst, $)
+#define ftb_and_seq_cst(p, v) (p)->fetch_and((v), rl::mo_seq_cst, $)
+#define ftb_or_seq_cst(p, v) (p)->fetch_or((v), rl::mo_seq_cst, $)
+
+#endif
