@@ -1,0 +1,465 @@
+/* The Bus object: construction, keys, subscriptions, collection. */
+#include "bus.h"
+
+#include "args.h"
+#include "emit.h"
+#include "errors.h"
+#include "key.h"
+
+PyObject *
+bus_raise_closed(BusObject *bus, const char *doing)
+{
+    return ftb_raise(bus->is_forked ? "BusForkedError" : "BusClosedError",
+                     Py_BuildValue("(Os)", bus, doing));
+}
+
+/* `class` itself if events of it can be told apart from keys: made by a class
+ * statement, not int, dict and their like. */
+static int
+is_event_class(PyTypeObject *type)
+{
+    return (type->tp_flags & Py_TPFLAGS_HEAPTYPE) != 0;
+}
+
+int
+bus_key_and_event(PyObject *first, PyObject *second, PyObject **key, PyObject **event)
+{
+    if (second != NULL) {
+        *key = first;
+        *event = second;
+        return 0;
+    }
+    struct ftb_object_key unused;
+    int is_key = ftb_object_key_try(first, &unused);
+    if (is_key < 0) {
+        return -1;
+    }
+    if (is_key) {
+        *key = first;
+        *event = Py_None;
+    } else if (is_event_class(Py_TYPE(first))) {
+        *key = (PyObject *)Py_TYPE(first);
+        *event = first;
+    } else {
+        ftb_raise("UnsupportedKeyError", Py_BuildValue("(O)", first));
+        return -1;
+    }
+    return 0;
+}
+
+int
+bus_topic_find(BusObject *bus, PyObject *key, struct ftb_topic **topic)
+{
+    struct ftb_object_key object_key;
+    struct ftb_thread *thread = bus_thread();
+    if (thread == NULL || ftb_object_key_of(key, &object_key) < 0) {
+        return -1;
+    }
+    uint64_t odd = ftb_section_enter(thread);
+    *topic = ftb_bus_find(bus->core, &object_key.view); /* lives as long as the bus */
+    ftb_section_leave(thread, odd);
+    return *topic != NULL;
+}
+
+struct ftb_topic *
+bus_topic_of(BusObject *bus, PyObject *key)
+{
+    struct ftb_topic *topic;
+    int found = bus_topic_find(bus, key, &topic);
+    if (found != 0) {
+        return found > 0 ? topic : NULL;
+    }
+    struct ftb_object_key object_key;
+    if (ftb_object_key_of(key, &object_key) < 0) {
+        return NULL;
+    }
+    bool is_new;
+    Py_INCREF(key);
+    enum ftb_result result
+        = ftb_bus_topic(bus->core, &object_key.view, key, &topic, &is_new);
+    if (!is_new) {
+        Py_DECREF(key);
+    }
+    if (result != FTB_OK) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    return topic;
+}
+
+static void
+release_key(struct ftb_topic *topic)
+{
+    Py_DECREF((PyObject *)topic->key_object);
+}
+
+static PyObject *
+bus_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    (void)args; /* the Python class's __init__ looks at them */
+    (void)kwargs;
+    BusObject *self = (BusObject *)type->tp_alloc(type, 0);
+    if (self == NULL) {
+        return NULL;
+    }
+    ftb_topic_release_fn = release_key;
+    self->core = ftb_bus_new(64);
+    if (self->core == NULL) {
+        Py_DECREF(self);
+        return PyErr_NoMemory();
+    }
+    return (PyObject *)self;
+}
+
+/* _configure(encode, logs_errors, overflow, queue_size, workers): once, by __init__. */
+static PyObject *
+bus_configure(PyObject *object, PyObject *args)
+{
+    BusObject *self = (BusObject *)object;
+    PyObject *encode;
+    int logs_errors, overflow;
+    unsigned int queue_size, workers_n;
+    if (!PyArg_ParseTuple(args, "OpiII:_configure", &encode, &logs_errors, &overflow,
+                          &queue_size, &workers_n)) {
+        return NULL;
+    }
+    Py_XSETREF(self->encode, Py_NewRef(encode));
+    self->logs_errors = logs_errors;
+    self->overflow = (enum bus_overflow)overflow;
+    self->queue_size = queue_size;
+    self->workers_n = workers_n;
+    Py_RETURN_NONE;
+}
+
+static int
+bus_traverse(PyObject *object, visitproc visit, void *arg)
+{
+    BusObject *self = (BusObject *)object;
+    Py_VISIT(self->encode);
+    return self->core != NULL ? subscription_traverse_handlers(self->core, visit, arg)
+                              : 0;
+}
+
+static int
+bus_clear(PyObject *object)
+{
+    BusObject *self = (BusObject *)object;
+    if (self->core != NULL) {
+        ftb_bus_clear(self->core);
+        ftb_reclaim();
+    }
+    Py_CLEAR(self->encode);
+    return 0;
+}
+
+static void
+bus_dealloc(PyObject *object)
+{
+    BusObject *self = (BusObject *)object;
+    PyObject_GC_UnTrack(self);
+    if (self->weakrefs != NULL) {
+        PyObject_ClearWeakRefs(object);
+    }
+    ftb_pool_t *pool = ftb_load_acquire(&self->pool);
+    if (pool != NULL) { /* its workers held the bus, so they are gone */
+        Py_XDECREF(bus_drop_queued(object, NULL));
+        ftb_pool_free(pool);
+    }
+    bus_clear(object);
+    if (self->core != NULL) {
+        ftb_bus_release(self->core);
+    }
+    Py_TYPE(object)->tp_free(object);
+}
+
+/* _subscribe(key, callable, priority, flags, original) -> Subscription; `original` is
+ * what the user passed in, for messages and off(). */
+static PyObject *
+bus_subscribe(PyObject *self, PyObject *args)
+{
+    PyObject *key, *callable, *original;
+    int priority;
+    unsigned int flags;
+    if (!PyArg_ParseTuple(args, "OOiIO:_subscribe", &key, &callable, &priority, &flags,
+                          &original)) {
+        return NULL;
+    }
+    return subscription_new((BusObject *)self, key, callable, original, priority, flags);
+}
+
+static PyObject *
+bus_off(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    static const char *const names[] = {"key", "handler"};
+    static const struct args_spec spec = {"off", names, 2, 2, 1};
+    PyObject *out[2];
+    struct ftb_topic *topic;
+    if (args_unpack(&spec, args, nargs, kwnames, out) < 0) {
+        return NULL;
+    }
+    int found = bus_topic_find((BusObject *)self, out[0], &topic);
+    if (found <= 0) {
+        return found < 0 ? NULL : PyLong_FromLong(0);
+    }
+    PyObject *callable = out[1] == Py_None ? NULL : out[1];
+    Py_ssize_t removed_n = subscription_cancel_matching(topic, callable);
+    return removed_n < 0 ? NULL : PyLong_FromSsize_t(removed_n);
+}
+
+/* _resolve(key) or _resolve(event) or _resolve(key, event) -> (key, event) */
+static PyObject *
+bus_resolve(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    (void)self;
+    PyObject *key, *event;
+    if (nargs < 1 || nargs > 2) {
+        return PyErr_Format(PyExc_TypeError, "a key, an event, or both are needed");
+    }
+    if (bus_key_and_event(args[0], nargs == 2 ? args[1] : NULL, &key, &event) < 0) {
+        return NULL;
+    }
+    return PyTuple_Pack(2, key, event);
+}
+
+/* _claim_handlers(key) -> [(callable, flags), ...], not those of base classes. */
+static PyObject *
+bus_claim_handlers(PyObject *self, PyObject *key)
+{
+    struct ftb_topic *topic;
+    int found = bus_topic_find((BusObject *)self, key, &topic);
+    if (found <= 0) {
+        return found < 0 ? NULL : PyList_New(0);
+    }
+    return topic_claim_handlers(topic);
+}
+
+static PyObject *
+bus_clear_handlers(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    ftb_bus_clear(((BusObject *)self)->core);
+    ftb_reclaim();
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+totals_dict(const struct ftb_totals *totals)
+{
+    PyObject *dict = PyDict_New();
+#define ADD(name)                                                                      \
+    if (dict != NULL) {                                                                \
+        PyObject *value = PyLong_FromUnsignedLongLong(totals->name);                   \
+        if (value == NULL || PyDict_SetItemString(dict, #name, value) < 0) {           \
+            Py_CLEAR(dict);                                                            \
+        }                                                                              \
+        Py_XDECREF(value);                                                             \
+    }
+    FTB_COUNTERS(ADD)
+#undef ADD
+    return dict;
+}
+
+struct topic_list {
+    struct ftb_topic **topics;
+    size_t n, capacity;
+};
+
+static void
+topic_list_add(struct ftb_entry *entry, void *context)
+{
+    struct topic_list *list = context;
+    if (list->n < list->capacity) { /* topics added meanwhile may be missed */
+        list->topics[list->n++] = (struct ftb_topic *)(void *)entry;
+    }
+}
+
+static PyObject *
+topic_row(struct ftb_topic *topic)
+{
+    struct ftb_thread *thread = bus_thread();
+    if (thread == NULL) {
+        return NULL;
+    }
+    uint64_t odd = ftb_section_enter(thread);
+    struct ftb_snapshot *snapshot = ftb_load_seq_cst(&topic->snapshot); /* (2) */
+    unsigned int handlers_n = snapshot != NULL ? snapshot->n : 0;
+    ftb_section_leave(thread, odd);
+    struct ftb_totals totals = {0};
+    ftb_shard_sum(topic->id, &totals);
+    return Py_BuildValue("(OIN)", (PyObject *)topic->key_object, handlers_n,
+                         totals_dict(&totals));
+}
+
+/* _topics() -> [(key, handlers, counters), ...]; the last row, with key None, counts
+ * events whose key nobody ever named, and tasks. */
+static PyObject *
+bus_topics(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    struct ftb_bus *core = ((BusObject *)self)->core;
+    struct topic_list list = {NULL, 0, ftb_map_len(&core->topics)};
+    list.topics = ftb_alloc((list.capacity + 1) * sizeof(struct ftb_topic *));
+    PyObject *rows = PyList_New(0);
+    if (list.topics == NULL || rows == NULL) {
+        ftb_free(list.topics);
+        Py_XDECREF(rows);
+        return PyErr_NoMemory();
+    }
+    ftb_map_each(&core->topics, topic_list_add, &list);
+    for (size_t i = 0; i <= list.n && rows != NULL; i++) {
+        struct ftb_totals unheard = {0};
+        if (i == list.n) {
+            ftb_shard_sum(core->unheard_id, &unheard);
+        }
+        PyObject *row = i < list.n ? topic_row(list.topics[i])
+                                   : Py_BuildValue("(OIN)", Py_None, 0u,
+                                                   totals_dict(&unheard));
+        if (row == NULL || PyList_Append(rows, row) < 0) {
+            Py_CLEAR(rows);
+        }
+        Py_XDECREF(row);
+    }
+    ftb_free(list.topics);
+    return rows;
+}
+
+/* Make an object immortal: its reference count is never written again. Its owner thread
+ * calls this; the collector stops tracking it at its next run. */
+static void
+pin(PyObject *object)
+{
+#if defined(Py_GIL_DISABLED) && PY_VERSION_HEX >= 0x030E0000
+    PyUnstable_Object_EnableDeferredRefcount(object);
+#elif defined(Py_GIL_DISABLED)
+    Py_SET_REFCNT(object, (Py_ssize_t)UINT32_MAX + 1);
+#else
+    (void)object; /* with a GIL there is no contention to avoid */
+#endif
+}
+
+static PyObject *
+bus_pin(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    pin(self);
+    return Py_NewRef(self);
+}
+
+PyObject *
+ftb_pin_object(PyObject *module, PyObject *object)
+{
+    (void)module;
+    pin(object);
+    return Py_NewRef(object);
+}
+
+static PyObject *
+bus_after_fork_child(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    BusObject *bus = (BusObject *)self;
+    ftb_map_after_fork_child(&bus->core->topics);
+    pthread_mutex_init(&bus->core->handlers_lock, NULL);
+    ftb_pool_t *pool = ftb_load_acquire(&bus->pool);
+    if (pool != NULL) {
+        ftb_pool_after_fork_child(pool);
+        bus->is_forked = 1;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+bus_executing_here(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    return PyLong_FromUnsignedLong(bus_executing((BusObject *)self));
+}
+
+static PyObject *
+bus_is_closed(PyObject *self, void *unused)
+{
+    (void)unused;
+    return PyBool_FromLong(ftb_load_acquire(&((BusObject *)self)->core->is_closed) != 0);
+}
+
+static PyGetSetDef bus_getset[] = {
+    {"closed", bus_is_closed, NULL, "True after close().", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+#define FASTCALL(function) ((PyCFunction)(void (*)(void))(function))
+
+static PyMethodDef bus_methods[] = {
+    {"emit", FASTCALL(bus_emit), METH_FASTCALL | METH_KEYWORDS,
+     PyDoc_STR(
+         "emit($self, key, event=None, /)\n--\n\n"
+         "Run the handlers of a key here and now; return how many ran.\n\n"
+         "emit(event) alone takes the event's class as the key; handlers of a class and\n"
+         "of its bases run, along the MRO. All handlers run even if one raises; then\n"
+         "HandlerErrors, an ExceptionGroup, is raised with all failures (or they are\n"
+         "logged, with errors='log'). KeyboardInterrupt and SystemExit pass at once.\n\n"
+         "Any thread, without locks. Raises UnsupportedKeyError, BusClosedError,\n"
+         "EmitDepthError.")},
+    {"emit_many", FASTCALL(bus_emit_many), METH_FASTCALL,
+     PyDoc_STR("emit_many($self, key, events, /)\n--\n\n"
+               "Emit each event of an iterable with one look-up of the key.\n\n"
+               "Returns the number of handler calls. Stops at the first event whose\n"
+               "handlers raise. Any thread.")},
+    {"off", FASTCALL(bus_off), METH_FASTCALL | METH_KEYWORDS,
+     PyDoc_STR("off($self, key, handler=None)\n--\n\n"
+               "Remove one handler from a key, or all; return how many were removed.\n\n"
+               "Idempotent; any thread, handlers included.")},
+    {"pin", bus_pin, METH_NOARGS,
+     PyDoc_STR(
+         "pin($self)\n--\n\n"
+         "Let this bus live until close(), and return it.\n\n"
+         "Threads that share a pinned bus do not contend for its reference count. On\n"
+         "3.13t the object itself, a small shell, then stays until the process ends;\n"
+         "what it holds is released by close().")},
+    {"post", FASTCALL(bus_post), METH_FASTCALL | METH_KEYWORDS,
+     PyDoc_STR(
+         "post($self, key, event=None, *, partition=None, timeout=None)\n--\n\n"
+         "Queue an event for the workers; return True, or False if it was dropped.\n\n"
+         "Events with one partition (a str, int or bytes) run one at a time, in posting\n"
+         "order. A full queue blocks (for at most `timeout` seconds), raises\n"
+         "QueueFullError or drops, as the bus's overflow says. What handlers raise goes\n"
+         "to on_error or the log. Any thread, handlers included.")},
+    {"post_many", FASTCALL(bus_post_many), METH_FASTCALL | METH_KEYWORDS,
+     PyDoc_STR(
+         "post_many($self, key, events, *, partition=None, timeout=None)\n--\n\n"
+         "Queue each event of an iterable; return how many were queued.\n\n"
+         "`partition` may be a function of the event. Any thread.")},
+    {"_after_fork_child", bus_after_fork_child, METH_NOARGS, NULL},
+    {"_claim_handlers", bus_claim_handlers, METH_O, NULL},
+    {"_clear_handlers", bus_clear_handlers, METH_NOARGS, NULL},
+    {"_close_pool", bus_close_pool, METH_NOARGS, NULL},
+    {"_configure", bus_configure, METH_VARARGS, NULL},
+    {"_drain", bus_drain, METH_O, NULL},
+    {"_drop_queued", bus_drop_queued, METH_NOARGS, NULL},
+    {"_encode", FASTCALL(bus_encode), METH_FASTCALL, NULL},
+    {"_executing", bus_executing_here, METH_NOARGS, NULL},
+    {"_pool_stats", bus_pool_stats, METH_NOARGS, NULL},
+    {"_resolve", FASTCALL(bus_resolve), METH_FASTCALL, NULL},
+    {"_start_pool", bus_start_pool, METH_NOARGS, NULL},
+    {"_stop_pool", bus_stop_pool, METH_NOARGS, NULL},
+    {"_submit", FASTCALL(bus_submit), METH_FASTCALL, NULL},
+    {"_subscribe", bus_subscribe, METH_VARARGS, NULL},
+    {"_topics", bus_topics, METH_NOARGS, NULL},
+    {"_work", bus_work, METH_O, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+PyTypeObject ftb_bus_type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "ftbus._core.Bus",
+    .tp_basicsize = sizeof(BusObject),
+    .tp_dealloc = bus_dealloc,
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .tp_doc = PyDoc_STR("The hot half of ftbus.EventBus."),
+    .tp_traverse = bus_traverse,
+    .tp_clear = bus_clear,
+    .tp_methods = bus_methods,
+    .tp_getset = bus_getset,
+    .tp_new = bus_new,
+    .tp_weaklistoffset = offsetof(BusObject, weakrefs),
+};

@@ -1,0 +1,502 @@
+#include "emit.h"
+
+#include "args.h"
+#include "buffer.h"
+#include "errors.h"
+#include "key.h"
+
+/* The hot path. Per emit: one section (an exchange and a store), one hazard slot, the
+ * calls, and two counters of this thread's own. No reference count, lock or counter that
+ * another thread uses is written: snapshot, handlers and topic are borrowed under the
+ * hazard slot, see csrc/core/ftb_reclaim.c. */
+
+static inline struct ftb_snapshot *
+snapshot_hold(struct ftb_thread *thread, struct ftb_topic *topic)
+{
+    uint64_t odd = ftb_section_enter(thread);
+    struct ftb_snapshot *snapshot = ftb_load_seq_cst(&topic->snapshot); /* (2) */
+    if (snapshot != NULL) {
+        ftb_hazard_hold(thread, snapshot);
+    }
+    ftb_section_leave(thread, odd);
+    return snapshot;
+}
+
+void
+bus_report_failure(BusObject *bus, PyObject *error, PyObject *key, PyObject *handler)
+{
+    PyObject *done = PyObject_CallMethod((PyObject *)bus, "_report_failure", "OOO", error,
+                                         key, handler != NULL ? handler : Py_None);
+    if (done == NULL) {
+        PyErr_WriteUnraisable((PyObject *)bus);
+    }
+    Py_XDECREF(done);
+    Py_DECREF(error);
+}
+
+/* Note which handler and key on the exception, and keep it for the group. */
+static int
+failure_collect(struct delivery *delivery, PyObject *error, struct ftb_handler *handler)
+{
+    PyObject *note = PyUnicode_FromFormat("ftbus: handler %R of key %R",
+                                          handler->callable, handler->topic->key_object);
+    PyObject *done
+        = note != NULL ? PyObject_CallMethod(error, "add_note", "O", note) : NULL;
+    if (done == NULL) {
+        PyErr_Clear(); /* a repr that fails must not hide the failure itself */
+    }
+    Py_XDECREF(done);
+    Py_XDECREF(note);
+    if (delivery->errors == NULL) {
+        delivery->errors = PyList_New(0);
+    }
+    int result
+        = delivery->errors == NULL ? -1 : PyList_Append(delivery->errors, error);
+    Py_DECREF(error);
+    return result;
+}
+
+/* A handler raised: returns 0 to go on with the next one, -1 to let it through. */
+static FTB_NOINLINE int
+handler_failed(struct delivery *delivery, struct ftb_handler *handler)
+{
+    delivery->failed_n++;
+    PyObject *error = PyErr_GetRaisedException();
+    if (!delivery->collects) {
+        bus_report_failure(
+            delivery->bus, error, handler->topic->key_object, handler->callable);
+        return 0;
+    }
+    if (!PyErr_GivenExceptionMatches(error, PyExc_Exception)) {
+        PyErr_SetRaisedException(error); /* KeyboardInterrupt, SystemExit */
+        return -1;
+    }
+    return failure_collect(delivery, error, handler);
+}
+
+static inline PyObject *
+call_handler(const struct ftb_call *call, PyObject *event)
+{
+    /* One spare place in front, as the vectorcall protocol lets the callee use. */
+    PyObject *stack[3] = {NULL, call->self, event};
+    if (call->self == NULL) {
+        return PyObject_Vectorcall(
+            call->func, stack + 2, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    }
+    return PyObject_Vectorcall(
+        call->func, stack + 1, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+}
+
+/* The event as bytes, encoded once per delivery. Borrowed; NULL with an exception. */
+static PyObject *
+delivery_encoded(struct delivery *delivery)
+{
+    if (delivery->encoded != NULL) {
+        return delivery->encoded;
+    }
+    if (PyBytes_Check(delivery->event) || ftb_buffer_check(delivery->event)) {
+        delivery->encoded = Py_NewRef(delivery->event);
+        return delivery->encoded;
+    }
+    PyObject *bytes = PyObject_CallOneArg(delivery->bus->encode, delivery->event);
+    if (bytes == NULL) {
+        return NULL;
+    }
+    delivery->encoded = ftb_buffer_from_object(NULL, bytes);
+    Py_DECREF(bytes);
+    return delivery->encoded;
+}
+
+PyObject *
+bus_encode(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 2) {
+        return PyErr_Format(PyExc_TypeError, "_encode() takes a key and an event");
+    }
+    BusObject *bus = (BusObject *)self;
+    struct ftb_topic *topic = bus_topic_of(bus, args[0]);
+    struct ftb_thread *thread = topic != NULL ? bus_thread() : NULL;
+    struct ftb_cell *cell = thread != NULL ? bus_cell(thread, topic->id) : NULL;
+    struct delivery delivery = {.bus = bus, .event = args[1]};
+    if (cell != NULL && delivery_encoded(&delivery) != NULL
+        && delivery.encoded != delivery.event) {
+        ftb_count_local(&cell->encoded, 1);
+    }
+    return delivery.encoded;
+}
+
+static bool
+is_same_handler(const struct ftb_handler *handler, void *context)
+{
+    return handler == context;
+}
+
+/* Call a once-handler if this thread is the one that claims it. Returns a result, or
+ * NULL with or without (*skip) an exception. */
+static PyObject *
+call_once(struct ftb_handler *handler, const struct ftb_call *call, PyObject *event,
+          int *skip)
+{
+    uint32_t active = FTB_HANDLER_ACTIVE;
+    /* acq_rel: racing emits and cancel agree on one owner. */
+    if (!ftb_cas_acq_rel(&handler->state, &active, FTB_HANDLER_SPENT)) {
+        *skip = 1;
+        return NULL;
+    }
+    PyObject *result = call_handler(call, event);
+    PyObject *error = PyErr_GetRaisedException();
+    size_t removed_n;
+    if (ftb_topic_remove(handler->topic, is_same_handler, handler, &removed_n)
+        != FTB_OK) {
+        removed_n = 0; /* no memory for a shorter snapshot: it is spent all the same */
+    }
+    PyErr_SetRaisedException(error);
+    return result;
+}
+
+static PyObject *
+call_special(struct delivery *delivery, struct ftb_handler *handler, int *skip)
+{
+    struct ftb_call call = {handler->func, handler->self};
+    PyObject *event = delivery->event, *target = NULL, *result = NULL;
+    if (handler->flags & FTB_HANDLER_WEAK) {
+        PyObject **weak = (PyObject **)(call.self != NULL ? &call.self : &call.func);
+        int alive = PyWeakref_GetRef(*weak, &target);
+        if (alive <= 0) {
+            *skip = alive == 0; /* its callback takes the handler out */
+            return NULL;
+        }
+        *weak = target;
+    }
+    if (handler->flags & FTB_HANDLER_ENCODED) {
+        event = delivery_encoded(delivery);
+    }
+    if (event != NULL) {
+        result = handler->flags & FTB_HANDLER_ONCE
+                     ? call_once(handler, &call, event, skip)
+                     : call_handler(&call, event);
+    }
+    Py_XDECREF(target);
+    return result;
+}
+
+/* A handler that was cancelled since the snapshot was taken starts no more. */
+static inline int
+is_cancelled(struct ftb_snapshot *snapshot, uint32_t i)
+{
+    /* relaxed: a hint; the state itself is acquired. */
+    if (FTB_LIKELY(ftb_load_relaxed(&snapshot->topic->snapshot) == snapshot)) {
+        return 0;
+    }
+    struct ftb_handler *handler = ftb_snapshot_handlers(snapshot)[i];
+    return ftb_load_acquire(&handler->state) == FTB_HANDLER_CANCELLED;
+}
+
+/* Call the handlers of a held snapshot. Returns 0, or -1 to stop with an exception. */
+static inline int
+snapshot_run(struct delivery *delivery, struct ftb_snapshot *snapshot)
+{
+    for (uint32_t i = 0; i < snapshot->n; i++) {
+        if (i > 0 && is_cancelled(snapshot, i)) {
+            continue;
+        }
+        struct ftb_handler *handler;
+        PyObject *result;
+        if (FTB_LIKELY(snapshot->flags == 0)) {
+            result = call_handler(&snapshot->calls[i], delivery->event);
+        } else {
+            int skip = 0;
+            handler = ftb_snapshot_handlers(snapshot)[i];
+            result = call_special(delivery, handler, &skip);
+            if (skip) {
+                continue;
+            }
+        }
+        delivery->handled_n++;
+        if (FTB_LIKELY(result != NULL)) {
+            Py_DECREF(result);
+            continue;
+        }
+        handler = ftb_snapshot_handlers(snapshot)[i];
+        if (handler_failed(delivery, handler) < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static PyObject *
+raise_too_deep(BusObject *bus, PyObject *key)
+{
+    return ftb_raise("EmitDepthError",
+                     Py_BuildValue("(OOi)", bus, key, FTB_DEPTH_MAX));
+}
+
+/* One topic's handlers, bases not included, counted under that topic. */
+static inline Py_ssize_t
+run_topic(struct delivery *delivery, struct ftb_topic *topic, struct ftb_thread *thread)
+{
+    if (FTB_UNLIKELY(thread->depth >= FTB_DEPTH_MAX)) {
+        raise_too_deep(delivery->bus, topic->key_object);
+        return -1;
+    }
+    struct ftb_cell *cell = bus_cell(thread, topic->id);
+    struct ftb_snapshot *snapshot = cell != NULL ? snapshot_hold(thread, topic) : NULL;
+    if (snapshot == NULL) {
+        return cell != NULL ? 0 : -1;
+    }
+    uint64_t handled_before = delivery->handled_n, failed_before = delivery->failed_n;
+    uint64_t encoded_before = delivery->encoded != NULL;
+    int stopped = snapshot_run(delivery, snapshot);
+    ftb_hazard_drop(thread);
+    uint64_t handled_n = delivery->handled_n - handled_before;
+    ftb_count_local(&cell->handled, handled_n);
+    if (FTB_UNLIKELY(delivery->failed_n != failed_before)) {
+        ftb_count_local(&cell->failed, delivery->failed_n - failed_before);
+    }
+    if (FTB_UNLIKELY(delivery->encoded != NULL && encoded_before == 0
+                     && delivery->encoded != delivery->event)) {
+        ftb_count_local(&cell->encoded, 1);
+    }
+    return stopped < 0 ? -1 : (Py_ssize_t)handled_n;
+}
+
+Py_ssize_t
+delivery_run_bases(struct delivery *delivery, PyObject *class)
+{
+    struct ftb_thread *thread = bus_thread();
+    PyObject *mro = PyObject_GetAttrString(class, "__mro__");
+    if (thread == NULL || mro == NULL || !PyTuple_Check(mro)) {
+        Py_XDECREF(mro);
+        return -1;
+    }
+    Py_ssize_t ran_n = 0;
+    for (Py_ssize_t i = 1; i < PyTuple_GET_SIZE(mro); i++) { /* 0 is class itself */
+        PyObject *base = PyTuple_GET_ITEM(mro, i);
+        struct ftb_topic *topic;
+        int found = base == (PyObject *)&PyBaseObject_Type
+                        ? 0
+                        : bus_topic_find(delivery->bus, base, &topic);
+        Py_ssize_t n = found > 0 ? run_topic(delivery, topic, thread) : found;
+        if (n < 0) {
+            ran_n = -1;
+            break;
+        }
+        ran_n += n;
+    }
+    Py_DECREF(mro);
+    return ran_n;
+}
+
+Py_ssize_t
+delivery_run(struct delivery *delivery, struct ftb_topic *topic)
+{
+    struct ftb_thread *thread = bus_thread();
+    if (thread == NULL) {
+        return -1;
+    }
+    Py_ssize_t n = run_topic(delivery, topic, thread);
+    if (FTB_LIKELY(topic->entry.key.kind != FTB_KEY_CLASS) || n < 0) {
+        return n;
+    }
+    Py_ssize_t more = delivery_run_bases(delivery, topic->key_object);
+    return more < 0 ? -1 : n + more;
+}
+
+void
+delivery_fini(struct delivery *delivery)
+{
+    Py_CLEAR(delivery->encoded);
+    Py_CLEAR(delivery->errors);
+}
+
+/* What emit returns: the count, or the one group of what the handlers raised. */
+static PyObject *
+delivery_result(struct delivery *delivery, PyObject *key, Py_ssize_t ran_n)
+{
+    if (FTB_LIKELY(ran_n >= 0 && delivery->errors == NULL)) {
+        Py_XDECREF(delivery->encoded);
+        return PyLong_FromSsize_t(ran_n);
+    }
+    if (ran_n >= 0) {
+        ftb_raise("HandlerErrors",
+                  Py_BuildValue("(OOn)", key, delivery->errors, ran_n));
+    }
+    delivery_fini(delivery);
+    return NULL;
+}
+
+static struct delivery
+delivery_of(BusObject *bus, PyObject *event)
+{
+    return (struct delivery){
+        .bus = bus, .event = event, .collects = !bus->logs_errors};
+}
+
+static FTB_NOINLINE PyObject *
+emit_unheard(BusObject *bus, struct ftb_thread *thread, uint32_t id)
+{
+    if (ftb_load_acquire(&bus->core->is_closed)) {
+        return bus_raise_closed(bus, "emit");
+    }
+    struct ftb_cell *cell = bus_cell(thread, id);
+    if (cell == NULL) {
+        return NULL;
+    }
+    ftb_count_local(&cell->emitted, 1);
+    return PyLong_FromLong(0);
+}
+
+static PyObject *
+emit_on_topic(BusObject *bus, struct ftb_topic *topic, PyObject *event)
+{
+    struct ftb_thread *thread = bus_thread();
+    if (FTB_UNLIKELY(thread == NULL)) {
+        return NULL;
+    }
+    struct delivery delivery = delivery_of(bus, event);
+    Py_ssize_t ran_n = delivery_run(&delivery, topic);
+    if (FTB_UNLIKELY(ran_n == 0 && delivery.failed_n == 0)) {
+        delivery_fini(&delivery);
+        return emit_unheard(bus, thread, topic->id);
+    }
+    struct ftb_cell *cell = bus_cell(thread, topic->id);
+    if (FTB_LIKELY(cell != NULL)) {
+        ftb_count_local(&cell->emitted, 1);
+    }
+    return delivery_result(&delivery, topic->key_object, ran_n);
+}
+
+/* An event whose exact class has no topic: its bases may have handlers. */
+static PyObject *
+emit_on_bases(BusObject *bus, PyObject *class, PyObject *event)
+{
+    struct ftb_thread *thread = bus_thread();
+    if (thread == NULL) {
+        return NULL;
+    }
+    struct delivery delivery = delivery_of(bus, event);
+    Py_ssize_t ran_n = delivery_run_bases(&delivery, class);
+    if (ran_n == 0) {
+        delivery_fini(&delivery);
+        return emit_unheard(bus, thread, bus->core->unheard_id);
+    }
+    struct ftb_cell *cell = bus_cell(thread, bus->core->unheard_id);
+    if (cell != NULL) {
+        ftb_count_local(&cell->emitted, 1);
+    }
+    return delivery_result(&delivery, class, ran_n);
+}
+
+static const char *const emit_names[] = {"key", "event"};
+static const struct args_spec bus_emit_spec = {"emit", emit_names, 2, 2, 1};
+static const struct args_spec topic_emit_spec = {"emit", emit_names + 1, 1, 1, 0};
+
+PyObject *
+topic_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    TopicObject *topic = (TopicObject *)self;
+    PyObject *event = nargs == 1 ? args[0] : NULL;
+    if (FTB_UNLIKELY(event == NULL || kwnames != NULL)
+        && args_unpack(&topic_emit_spec, args, nargs, kwnames, &event) < 0) {
+        return NULL;
+    }
+    return emit_on_topic(topic->bus, topic->topic, event != NULL ? event : Py_None);
+}
+
+/* The topic of a key by this thread's front cache, or NULL. */
+static inline struct ftb_topic *
+front_find(BusObject *bus, struct ftb_thread *thread, PyObject *key)
+{
+    struct ftb_front *front
+        = &thread->front[((uintptr_t)key >> 4) % FTB_FRONT_SLOTS];
+    return front->key == key && front->bus_serial == bus->core->serial ? front->topic
+                                                                       : NULL;
+}
+
+static void
+front_fill(BusObject *bus, struct ftb_thread *thread, PyObject *key,
+           struct ftb_topic *topic)
+{
+    if (ftb_is_immortal(key)) {
+        thread->front[((uintptr_t)key >> 4) % FTB_FRONT_SLOTS]
+            = (struct ftb_front){key, bus->core->serial, topic};
+    }
+}
+
+PyObject *
+bus_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    BusObject *bus = (BusObject *)self;
+    struct ftb_thread *thread = bus_thread();
+    if (FTB_UNLIKELY(thread == NULL)) {
+        return NULL;
+    }
+    PyObject *pair[2], *key, *event;
+    struct ftb_topic *topic = NULL;
+    if (FTB_LIKELY(nargs == 2)) {
+        topic = front_find(bus, thread, args[0]);
+        if (FTB_LIKELY(topic != NULL)) {
+            return emit_on_topic(bus, topic, args[1]);
+        }
+    }
+    if (args_unpack(&bus_emit_spec, args, nargs, kwnames, pair) < 0
+        || bus_key_and_event(pair[0], pair[1], &key, &event) < 0) {
+        return NULL;
+    }
+    int found = bus_topic_find(bus, key, &topic);
+    if (found < 0) {
+        return NULL;
+    }
+    if (found > 0) {
+        front_fill(bus, thread, key, topic);
+        return emit_on_topic(bus, topic, event);
+    }
+    if (PyType_Check(key)) {
+        return emit_on_bases(bus, key, event);
+    }
+    return emit_unheard(bus, thread, bus->core->unheard_id);
+}
+
+/* Emit each event of an iterable; stops at the first that raises. */
+static PyObject *
+emit_each(BusObject *bus, struct ftb_topic *topic, PyObject *events)
+{
+    PyObject *iterator = PyObject_GetIter(events);
+    if (iterator == NULL) {
+        return NULL;
+    }
+    Py_ssize_t total = 0;
+    PyObject *event;
+    while ((event = PyIter_Next(iterator)) != NULL) {
+        PyObject *ran = emit_on_topic(bus, topic, event);
+        Py_DECREF(event);
+        if (ran == NULL) {
+            break;
+        }
+        total += PyLong_AsSsize_t(ran);
+        Py_DECREF(ran);
+    }
+    Py_DECREF(iterator);
+    return PyErr_Occurred() ? NULL : PyLong_FromSsize_t(total);
+}
+
+PyObject *
+bus_emit_many(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 2) {
+        PyErr_Format(PyExc_TypeError,
+                     "emit_many() takes a key and an iterable of events, %zd given",
+                     nargs);
+        return NULL;
+    }
+    struct ftb_topic *topic = bus_topic_of((BusObject *)self, args[0]);
+    return topic == NULL ? NULL : emit_each((BusObject *)self, topic, args[1]);
+}
+
+PyObject *
+topic_emit_many(PyObject *self, PyObject *events)
+{
+    TopicObject *topic = (TopicObject *)self;
+    return emit_each(topic->bus, topic->topic, events);
+}

@@ -1,0 +1,51 @@
+/* Running the handlers of one event. */
+#ifndef FTB_PY_EMIT_H
+#define FTB_PY_EMIT_H
+
+#include "bus.h"
+
+/* One event on its way through its handlers; lives on the stack of one thread. */
+struct delivery {
+    BusObject *bus;
+    PyObject *event;
+    PyObject *encoded; /* the event as a Buffer, made on first need; owned */
+    PyObject *errors;  /* list of what handlers raised, made on first need; owned */
+    int collects;      /* failures go to `errors`; else they are reported at once */
+    uint64_t handled_n;
+    uint64_t failed_n;
+};
+
+/* Run the handlers of a topic, and for a class those of its bases. Returns how many
+ * ran, or -1 if one raised what must not be held back (KeyboardInterrupt and the like,
+ * only if delivery->collects) or the record could not be had. */
+Py_ssize_t
+delivery_run(struct delivery *delivery, struct ftb_topic *topic);
+
+/* The same for a class that has no topic of its own. */
+Py_ssize_t
+delivery_run_bases(struct delivery *delivery, PyObject *class);
+
+/* _encode(key, event): the event as encoded handlers get it, counted under the key. */
+PyObject *
+bus_encode(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+
+/* Drop what the delivery owns. */
+void
+delivery_fini(struct delivery *delivery);
+
+/* The bodies of bus.emit, bus.emit_many, topic.emit, topic.emit_many. */
+PyObject *
+bus_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames);
+PyObject *
+bus_emit_many(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+PyObject *
+topic_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames);
+PyObject *
+topic_emit_many(PyObject *self, PyObject *events);
+
+/* Hand an exception (stolen) to bus._report_failure(exception, key, handler); whatever
+ * that raises goes to sys.unraisablehook. */
+void
+bus_report_failure(BusObject *bus, PyObject *error, PyObject *key, PyObject *handler);
+
+#endif

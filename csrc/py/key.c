@@ -1,0 +1,278 @@
+#include "key.h"
+
+#include "errors.h"
+
+typedef struct {
+    PyObject_HEAD
+    struct ftb_key key;
+    PyObject *value; /* exact str, bytes or int */
+} KeyObject;
+
+/* enum.EnumType; set once at import. */
+static PyObject *enum_type = NULL;
+
+static int
+str_key(PyObject *object, struct ftb_object_key *key)
+{
+    Py_ssize_t len;
+    const char *utf8 = PyUnicode_AsUTF8AndSize(object, &len);
+    if (utf8 == NULL || len > UINT32_MAX) {
+        PyErr_Clear(); /* lone surrogates: not text */
+        ftb_raise("UnsupportedKeyError", Py_BuildValue("(O)", object));
+        return -1;
+    }
+    key->view = ftb_keyview_of(FTB_KEY_STR, utf8, (uint32_t)len);
+    return 1;
+}
+
+static int
+int_key(PyObject *object, struct ftb_object_key *key)
+{
+    int overflow;
+    long long value = PyLong_AsLongLongAndOverflow(object, &overflow);
+    if (overflow != 0) {
+        ftb_raise("UnsupportedKeyError", Py_BuildValue("(O)", object));
+        return -1;
+    }
+    for (int i = 0; i < 8; i++) {
+        key->scratch[i] = (uint8_t)((unsigned long long)value >> (8 * i));
+    }
+    key->view = ftb_keyview_of(FTB_KEY_INT, key->scratch, 8);
+    return 1;
+}
+
+static int
+identity_key(PyObject *object, enum ftb_key_kind kind, struct ftb_object_key *key)
+{
+    memcpy(key->scratch, &object, sizeof object);
+    key->view = ftb_keyview_of(kind, key->scratch, sizeof object);
+    return 1;
+}
+
+int
+ftb_object_key_try(PyObject *object, struct ftb_object_key *key)
+{
+    if (PyUnicode_CheckExact(object)) {
+        return str_key(object, key);
+    }
+    if (Py_IS_TYPE(object, &ftb_key_type)) {
+        key->view = ftb_key_view(&((KeyObject *)object)->key);
+        return 1;
+    }
+    if (PyType_Check(object)) {
+        return identity_key(object, FTB_KEY_CLASS, key);
+    }
+    if (PyLong_CheckExact(object)) {
+        return int_key(object, key);
+    }
+    if (PyBytes_CheckExact(object) && PyBytes_GET_SIZE(object) <= UINT32_MAX) {
+        key->view = ftb_keyview_of(FTB_KEY_BYTES, PyBytes_AS_STRING(object),
+                                   (uint32_t)PyBytes_GET_SIZE(object));
+        return 1;
+    }
+    if (PyObject_TypeCheck((PyObject *)Py_TYPE(object), (PyTypeObject *)enum_type)) {
+        return identity_key(object, FTB_KEY_OBJECT, key);
+    }
+    return 0;
+}
+
+int
+ftb_object_key_of(PyObject *object, struct ftb_object_key *key)
+{
+    int found = ftb_object_key_try(object, key);
+    if (found == 0) {
+        ftb_raise("UnsupportedKeyError", Py_BuildValue("(O)", object));
+    }
+    return found == 1 ? 0 : -1;
+}
+
+static PyObject *
+key_from_value(PyObject *value)
+{
+    struct ftb_object_key object_key;
+    if (!PyUnicode_CheckExact(value) && !PyBytes_CheckExact(value)
+        && !PyLong_CheckExact(value)) {
+        return ftb_raise("UnsupportedKeyError", Py_BuildValue("(O)", value));
+    }
+    if (ftb_object_key_of(value, &object_key) < 0) {
+        return NULL;
+    }
+    KeyObject *self = PyObject_New(KeyObject, &ftb_key_type);
+    if (self == NULL) {
+        return NULL;
+    }
+    if (ftb_key_init(&self->key, &object_key.view) != FTB_OK) {
+        PyObject_Free(self);
+        return PyErr_NoMemory();
+    }
+    self->value = Py_NewRef(value);
+    return (PyObject *)self;
+}
+
+static PyObject *
+key_joined(PyObject *segments)
+{
+    PyObject *dot = PyUnicode_FromString(".");
+    PyObject *joined = dot != NULL ? PyUnicode_Join(dot, segments) : NULL;
+    Py_XDECREF(dot);
+    PyObject *key = joined != NULL ? key_from_value(joined) : NULL;
+    Py_XDECREF(joined);
+    return key;
+}
+
+static PyObject *
+key_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    (void)type;
+    Py_ssize_t n = PyTuple_GET_SIZE(args);
+    if (n == 0 || (kwargs != NULL && PyDict_GET_SIZE(kwargs) != 0)) {
+        PyErr_SetString(PyExc_TypeError,
+                        "Key takes one str, bytes or int, or several str segments");
+        return NULL;
+    }
+    PyObject *first = PyTuple_GET_ITEM(args, 0);
+    if (n > 1) {
+        return key_joined(args);
+    }
+    if (Py_IS_TYPE(first, &ftb_key_type)) {
+        return Py_NewRef(first);
+    }
+    return key_from_value(first);
+}
+
+static void
+key_dealloc(PyObject *object)
+{
+    KeyObject *self = (KeyObject *)object;
+    ftb_key_fini(&self->key);
+    Py_DECREF(self->value);
+    PyObject_Free(self);
+}
+
+static PyObject *
+key_repr(PyObject *self)
+{
+    return PyUnicode_FromFormat("Key(%R)", ((KeyObject *)self)->value);
+}
+
+static PyObject *
+key_str(PyObject *self)
+{
+    return PyObject_Str(((KeyObject *)self)->value);
+}
+
+static Py_hash_t
+key_hash(PyObject *self)
+{
+    return PyObject_Hash(((KeyObject *)self)->value);
+}
+
+/* A Key equals another of the same value, and that value itself: they are one topic. */
+static PyObject *
+key_richcompare(PyObject *self, PyObject *other, int op)
+{
+    PyObject *right
+        = Py_IS_TYPE(other, &ftb_key_type) ? ((KeyObject *)other)->value : other;
+    if (!PyUnicode_CheckExact(right) && !PyBytes_CheckExact(right)
+        && !PyLong_CheckExact(right)) {
+        Py_RETURN_NOTIMPLEMENTED;
+    }
+    PyObject *left = ((KeyObject *)self)->value;
+    if (!Py_IS_TYPE(right, Py_TYPE(left))) { /* b"a" == "a" would warn under -bb */
+        if (op == Py_EQ || op == Py_NE) {
+            return PyBool_FromLong(op == Py_NE);
+        }
+        Py_RETURN_NOTIMPLEMENTED;
+    }
+    return PyObject_RichCompare(left, right, op);
+}
+
+static PyObject *
+key_hash64(PyObject *self, void *unused)
+{
+    (void)unused;
+    return PyLong_FromUnsignedLongLong(((KeyObject *)self)->key.hash);
+}
+
+static PyObject *
+key_value(PyObject *self, void *unused)
+{
+    (void)unused;
+    return Py_NewRef(((KeyObject *)self)->value);
+}
+
+static PyObject *
+key_segments(PyObject *self, void *unused)
+{
+    (void)unused;
+    PyObject *value = ((KeyObject *)self)->value;
+    if (!PyUnicode_CheckExact(value)) {
+        return PyTuple_Pack(1, value);
+    }
+    PyObject *dot = PyUnicode_FromString(".");
+    PyObject *list = dot != NULL ? PyUnicode_Split(value, dot, -1) : NULL;
+    Py_XDECREF(dot);
+    PyObject *segments = list != NULL ? PyList_AsTuple(list) : NULL;
+    Py_XDECREF(list);
+    return segments;
+}
+
+static PyObject *
+key_reduce(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    return Py_BuildValue("(O(O))", &ftb_key_type, ((KeyObject *)self)->value);
+}
+
+static PyGetSetDef key_getset[] = {
+    {"hash64", key_hash64, NULL,
+     "XXH3-64 of the key's bytes (UTF-8 for str, little-endian 64 bit for int), an int\n"
+     "in 0..2**64-1. The same in every process and on every machine.",
+     NULL},
+    {"segments", key_segments, NULL, "The parts between the dots, a tuple of str.", NULL},
+    {"value", key_value, NULL, "The str, bytes or int that the key was made from.",
+     NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyMethodDef key_methods[] = {
+    {"__reduce__", key_reduce, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+PyTypeObject ftb_key_type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "ftbus.Key",
+    .tp_basicsize = sizeof(KeyObject),
+    .tp_dealloc = key_dealloc,
+    .tp_repr = key_repr,
+    .tp_str = key_str,
+    .tp_hash = key_hash,
+    .tp_richcompare = key_richcompare,
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_doc = PyDoc_STR(
+        "Key(value, /)\nKey(*segments)\n--\n\n"
+        "Make a compact key from a str, bytes or int, or from str segments.\n\n"
+        "Key('player.moved') and the plain 'player.moved' name the same topic. A Key is\n"
+        "immutable, hashable and safe to share between threads; its hash64 is stable\n"
+        "across processes.\n\n"
+        "Raises UnsupportedKeyError for any other kind of value."),
+    .tp_methods = key_methods,
+    .tp_getset = key_getset,
+    .tp_new = key_new,
+};
+
+int
+ftb_key_type_ready(PyObject *module)
+{
+    PyObject *enum_module = PyImport_ImportModule("enum");
+    if (enum_module == NULL) {
+        return -1;
+    }
+    enum_type = PyObject_GetAttrString(enum_module, "EnumType");
+    Py_DECREF(enum_module);
+    if (enum_type == NULL) {
+        return -1;
+    }
+    return PyModule_AddType(module, &ftb_key_type);
+}

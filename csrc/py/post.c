@@ -1,0 +1,413 @@
+/* Queueing events: admission, partitions, and what happens when the queue is full. */
+#include "args.h"
+#include "bus.h"
+#include "errors.h"
+#include "key.h"
+
+/* A waiting thread looks for signals this often. */
+#define SLICE_NS 50000000u
+
+/* How long a handler may wait for space in its own bus's full queue when there is
+ * nothing it could run meanwhile: then every event left may be behind itself. */
+#define HANDLER_WAIT_NS 1000000000u
+
+struct post {
+    BusObject *bus;
+    ftb_pool_t *pool;
+    struct ftb_topic *topic; /* NULL: `item` is a task */
+    struct ftb_cell *cell;
+    struct ftb_item item; /* owns payload until it is queued */
+    int has_partition;
+    uint64_t partition_hash;
+    uint64_t timeout_ns;
+};
+
+/* The pool, started on first use. NULL with an exception set. */
+static ftb_pool_t *
+pool_of(BusObject *bus)
+{
+    ftb_pool_t *pool = ftb_load_acquire(&bus->pool);
+    if (FTB_LIKELY(pool != NULL)) {
+        return pool;
+    }
+    PyObject *done = PyObject_CallMethod((PyObject *)bus, "_start", NULL);
+    if (done == NULL) {
+        return NULL;
+    }
+    Py_DECREF(done);
+    return ftb_load_acquire(&bus->pool);
+}
+
+static enum ftb_result
+try_once(struct post *post)
+{
+    return post->has_partition
+               ? ftb_pool_try_post_strand(post->pool, post->partition_hash, &post->item)
+               : ftb_pool_try_post(post->pool, &post->item);
+}
+
+static PyObject *
+key_of(const struct post *post)
+{
+    return post->topic != NULL ? post->topic->key_object : Py_None;
+}
+
+/* The event was refused with an exception set or to be set: count it. */
+static PyObject *
+rejected(struct post *post)
+{
+    ftb_count_local(&post->cell->rejected, 1);
+    return NULL;
+}
+
+static PyObject *
+rejected_full(struct post *post)
+{
+    rejected(post);
+    return ftb_raise("QueueFullError",
+                     Py_BuildValue("(OOI)", post->bus, key_of(post),
+                                   post->bus->queue_size));
+}
+
+/* Give up the oldest queued event in favour of this one. */
+static int
+evict_one(struct post *post)
+{
+    struct ftb_item item;
+    if (!ftb_pool_evict(post->pool, &item)) {
+        return 0;
+    }
+    bus_drop_item(post->bus, &item);
+    return 1;
+}
+
+/* One round of waiting for space. 0: try again, -1: exception. */
+static int
+wait_round(struct post *post, uint64_t deadline_ns)
+{
+    if (bus_executing(post->bus) > 0) {
+        int helped = bus_help(post->bus);
+        if (helped != 0) {
+            return helped < 0 ? -1 : 0;
+        }
+    }
+    uint64_t slice_end = ftb_now_ns() + SLICE_NS;
+    Py_BEGIN_ALLOW_THREADS
+    /* Whatever it says, the next try finds out. */
+    enum ftb_result result = ftb_pool_wait_space(
+        post->pool, slice_end < deadline_ns ? slice_end : deadline_ns);
+    (void)result;
+    Py_END_ALLOW_THREADS
+    return PyErr_CheckSignals();
+}
+
+static PyObject *
+post_blocking(struct post *post)
+{
+    uint64_t timeout_ns = post->timeout_ns;
+    if (bus_executing(post->bus) > 0 && timeout_ns > HANDLER_WAIT_NS) {
+        timeout_ns = HANDLER_WAIT_NS;
+    }
+    uint64_t deadline_ns = bus_deadline_ns(timeout_ns);
+    for (;;) {
+        if (wait_round(post, deadline_ns) < 0) {
+            return rejected(post);
+        }
+        switch (try_once(post)) {
+        case FTB_OK:
+            Py_RETURN_TRUE;
+        case FTB_CLOSED:
+            rejected(post);
+            return bus_raise_closed(post->bus, "post");
+        case FTB_NOMEM:
+            rejected(post);
+            return PyErr_NoMemory();
+        default:
+            if (ftb_now_ns() >= deadline_ns) {
+                return rejected_full(post);
+            }
+        }
+    }
+}
+
+static PyObject *
+post_full(struct post *post)
+{
+    switch (post->bus->overflow) {
+    case BUS_RAISE:
+        return rejected_full(post);
+    case BUS_DROP_OLDEST:
+        while (evict_one(post)) {
+            enum ftb_result result = try_once(post);
+            if (result == FTB_OK) {
+                Py_RETURN_TRUE;
+            }
+            if (result != FTB_FULL) {
+                rejected(post);
+                return result == FTB_CLOSED ? bus_raise_closed(post->bus, "post")
+                                            : PyErr_NoMemory();
+            }
+        }
+        /* All that is queued is behind a running event of its partition: nothing older
+         * can be given up, so the newest goes. */
+        ftb_count_local(&post->cell->dropped, 1);
+        Py_RETURN_FALSE;
+    case BUS_DROP_NEWEST:
+        ftb_count_local(&post->cell->dropped, 1);
+        Py_RETURN_FALSE;
+    default:
+        return post_blocking(post);
+    }
+}
+
+/* Queue post->item and count it; owns the payload reference either way. */
+static PyObject *
+post_run(struct post *post)
+{
+    ftb_count_local(&post->cell->posted, 1);
+    PyObject *result = NULL;
+    switch (try_once(post)) {
+    case FTB_OK:
+        Py_RETURN_TRUE;
+    case FTB_FULL:
+        result = post_full(post);
+        break;
+    case FTB_CLOSED:
+        rejected(post);
+        bus_raise_closed(post->bus, "post");
+        break;
+    default:
+        rejected(post);
+        PyErr_NoMemory();
+    }
+    if (result != Py_True) {
+        PyObject *error = PyErr_GetRaisedException(); /* the payload may have a __del__ */
+        Py_DECREF((PyObject *)post->item.payload);
+        PyErr_SetRaisedException(error);
+    }
+    return result;
+}
+
+/* Everything but the payload. 0 or -1. */
+static int
+post_init(struct post *post, BusObject *bus, struct ftb_topic *topic,
+          PyObject *partition, uint64_t timeout_ns)
+{
+    *post = (struct post){.bus = bus, .topic = topic, .timeout_ns = timeout_ns};
+    post->item.target = topic;
+    if (partition != NULL && partition != Py_None) {
+        struct ftb_object_key key;
+        if (ftb_object_key_of(partition, &key) < 0) {
+            return -1;
+        }
+        post->has_partition = 1;
+        post->partition_hash = key.view.hash;
+    }
+    struct ftb_thread *thread = bus_thread();
+    if (thread == NULL) {
+        return -1;
+    }
+    post->cell
+        = bus_cell(thread, topic != NULL ? topic->id : bus->core->unheard_id);
+    post->pool = post->cell != NULL ? pool_of(bus) : NULL;
+    return post->pool != NULL ? 0 : -1;
+}
+
+PyObject *
+bus_post_event(BusObject *bus, struct ftb_topic *topic, PyObject *event,
+               PyObject *partition, uint64_t timeout_ns)
+{
+    struct post post;
+    if (post_init(&post, bus, topic, partition, timeout_ns) < 0) {
+        return NULL;
+    }
+    post.item.payload = Py_NewRef(event);
+    return post_run(&post);
+}
+
+/* _submit(task, timeout): a task is called without arguments, or told dropped(). */
+PyObject *
+bus_submit(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    uint64_t timeout_ns;
+    if (nargs != 2) {
+        return PyErr_Format(PyExc_TypeError, "_submit() takes a task and a timeout");
+    }
+    if (bus_timeout_ns(args[1], &timeout_ns) < 0) {
+        return NULL;
+    }
+    return bus_post_event((BusObject *)self, NULL, args[0], NULL, timeout_ns);
+}
+
+static const char *const post_names[] = {"key", "event", "partition", "timeout"};
+static const char *const post_many_names[] = {"key", "events", "partition", "timeout"};
+
+static const struct args_spec bus_post_spec = {"post", post_names, 4, 2, 1};
+static const struct args_spec topic_post_spec = {"post", post_names + 1, 3, 1, 0};
+static const struct args_spec bus_post_many_spec
+    = {"post_many", post_many_names, 4, 2, 2};
+static const struct args_spec topic_post_many_spec
+    = {"post_many", post_many_names + 1, 3, 1, 1};
+
+/* arguments: event, partition, timeout; NULL where absent. */
+static PyObject *
+post_unpacked(BusObject *bus, struct ftb_topic *topic, PyObject **arguments)
+{
+    uint64_t timeout_ns;
+    if (topic == NULL || bus_timeout_ns(arguments[2], &timeout_ns) < 0) {
+        return NULL;
+    }
+    return bus_post_event(bus, topic, arguments[0] != NULL ? arguments[0] : Py_None,
+                          arguments[1], timeout_ns);
+}
+
+PyObject *
+topic_post(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    PyObject *out[3];
+    TopicObject *topic = (TopicObject *)self;
+    if (args_unpack(&topic_post_spec, args, nargs, kwnames, out) < 0) {
+        return NULL;
+    }
+    return post_unpacked(topic->bus, topic->topic, out);
+}
+
+PyObject *
+bus_post(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    PyObject *out[4];
+    if (args_unpack(&bus_post_spec, args, nargs, kwnames, out) < 0) {
+        return NULL;
+    }
+    if (bus_key_and_event(out[0], out[1], &out[0], &out[1]) < 0) {
+        return NULL;
+    }
+    return post_unpacked((BusObject *)self, bus_topic_of((BusObject *)self, out[0]),
+                         out + 1);
+}
+
+/* Post what `iterator` yields; a callable partition is asked for each event. */
+static Py_ssize_t
+post_each(BusObject *bus, struct ftb_topic *topic, PyObject *iterator,
+          PyObject *partition, uint64_t timeout_ns)
+{
+    Py_ssize_t queued_n = 0;
+    PyObject *event;
+    int is_function = partition != NULL && PyCallable_Check(partition);
+    while ((event = PyIter_Next(iterator)) != NULL) {
+        PyObject *own = is_function ? PyObject_CallOneArg(partition, event)
+                                    : Py_XNewRef(partition);
+        PyObject *queued
+            = own == NULL && is_function
+                  ? NULL
+                  : bus_post_event(bus, topic, event, own, timeout_ns);
+        Py_XDECREF(own);
+        Py_DECREF(event);
+        if (queued == NULL) {
+            return -1;
+        }
+        queued_n += queued == Py_True;
+    }
+    return PyErr_Occurred() ? -1 : queued_n;
+}
+
+/* Offer items[0 .. n) in one go, and one by one, by the policy, what did not fit. */
+static Py_ssize_t
+post_chunk(struct post *post, struct ftb_item *items, uint32_t n)
+{
+    uint32_t accepted_n = 0;
+    Py_ssize_t queued_n;
+    enum ftb_result result
+        = ftb_pool_try_post_many(post->pool, items, n, &accepted_n);
+    (void)result; /* full or closed: the first that is left finds out */
+    ftb_count_local(&post->cell->posted, accepted_n);
+    queued_n = accepted_n;
+    uint32_t i = accepted_n;
+    for (; i < n; i++) {
+        post->item = items[i];
+        PyObject *queued = post_run(post);
+        if (queued == NULL) {
+            PyObject *error = PyErr_GetRaisedException();
+            while (++i < n) {
+                Py_DECREF((PyObject *)items[i].payload);
+            }
+            PyErr_SetRaisedException(error);
+            return -1;
+        }
+        queued_n += queued == Py_True;
+    }
+    return queued_n;
+}
+
+/* The fast way without partitions: chunks with one accounting and one wake-up. */
+static Py_ssize_t
+post_chunks(BusObject *bus, struct ftb_topic *topic, PyObject *iterator,
+            uint64_t timeout_ns)
+{
+    struct post post;
+    struct ftb_item items[FTB_BATCH_MAX];
+    Py_ssize_t queued_n = 0;
+    if (post_init(&post, bus, topic, NULL, timeout_ns) < 0) {
+        return -1;
+    }
+    for (;;) {
+        uint32_t n = 0;
+        PyObject *event;
+        while (n < FTB_BATCH_MAX && (event = PyIter_Next(iterator)) != NULL) {
+            items[n++] = (struct ftb_item){.target = topic, .payload = event};
+        }
+        PyObject *error = PyErr_GetRaisedException(); /* the iterable's own */
+        Py_ssize_t more = n > 0 ? post_chunk(&post, items, n) : 0;
+        if (error != NULL) {
+            PyErr_SetRaisedException(error);
+            return -1;
+        }
+        if (more < 0 || n < FTB_BATCH_MAX) {
+            return more < 0 ? -1 : queued_n + more;
+        }
+        queued_n += more;
+    }
+}
+
+/* arguments: events, partition, timeout. */
+static PyObject *
+post_many_unpacked(BusObject *bus, struct ftb_topic *topic, PyObject **arguments)
+{
+    uint64_t timeout_ns;
+    if (topic == NULL || bus_timeout_ns(arguments[2], &timeout_ns) < 0) {
+        return NULL;
+    }
+    PyObject *iterator = PyObject_GetIter(arguments[0]);
+    if (iterator == NULL) {
+        return NULL;
+    }
+    Py_ssize_t queued_n
+        = arguments[1] != NULL && arguments[1] != Py_None
+              ? post_each(bus, topic, iterator, arguments[1], timeout_ns)
+              : post_chunks(bus, topic, iterator, timeout_ns);
+    Py_DECREF(iterator);
+    return queued_n < 0 ? NULL : PyLong_FromSsize_t(queued_n);
+}
+
+PyObject *
+topic_post_many(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                PyObject *kwnames)
+{
+    PyObject *out[3];
+    TopicObject *topic = (TopicObject *)self;
+    if (args_unpack(&topic_post_many_spec, args, nargs, kwnames, out) < 0) {
+        return NULL;
+    }
+    return post_many_unpacked(topic->bus, topic->topic, out);
+}
+
+PyObject *
+bus_post_many(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    PyObject *out[4];
+    if (args_unpack(&bus_post_many_spec, args, nargs, kwnames, out) < 0) {
+        return NULL;
+    }
+    return post_many_unpacked((BusObject *)self,
+                              bus_topic_of((BusObject *)self, out[0]), out + 1);
+}

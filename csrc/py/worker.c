@@ -1,0 +1,286 @@
+/* The workers: running what is queued, waiting, stopping. */
+#include "bus.h"
+#include "emit.h"
+#include "errors.h"
+
+#define SLICE_NS 50000000u
+#define STRANDS_N 1024u
+
+/* The batches this thread has open, innermost first; on its stack. */
+struct executing {
+    struct executing *outer;
+    BusObject *bus;
+    uint32_t n;
+};
+static FTB_TLS struct executing *executing_top = NULL;
+
+uint32_t
+bus_executing(BusObject *bus)
+{
+    uint32_t n = 0;
+    for (struct executing *e = executing_top; e != NULL; e = e->outer) {
+        n += e->bus == bus ? e->n : 0;
+    }
+    return n;
+}
+
+static void
+count_done(BusObject *bus, struct ftb_topic *topic, int was_dropped)
+{
+    struct ftb_thread *thread = bus_thread();
+    uint32_t id = topic != NULL ? topic->id : bus->core->unheard_id;
+    struct ftb_cell *cell = thread != NULL ? bus_cell(thread, id) : NULL;
+    if (cell == NULL) {
+        PyErr_WriteUnraisable((PyObject *)bus); /* one event's count is lost, loudly */
+        return;
+    }
+    ftb_count_local(was_dropped ? &cell->dropped : &cell->delivered, 1);
+}
+
+void
+bus_drop_item(BusObject *bus, struct ftb_item *item)
+{
+    PyObject *payload = item->payload;
+    count_done(bus, item->target, 1);
+    if (item->target == NULL) {
+        PyObject *told = PyObject_CallMethod(payload, "dropped", NULL);
+        if (told == NULL) {
+            PyErr_WriteUnraisable(payload);
+        }
+        Py_XDECREF(told);
+    }
+    Py_DECREF(payload);
+}
+
+static void
+run_task(BusObject *bus, PyObject *task)
+{
+    PyObject *result = PyObject_CallNoArgs(task);
+    if (result == NULL) {
+        bus_report_failure(bus, PyErr_GetRaisedException(), Py_None, task);
+    }
+    Py_XDECREF(result);
+}
+
+static void
+run_event(BusObject *bus, struct ftb_topic *topic, PyObject *event)
+{
+    struct delivery delivery = {.bus = bus, .event = event};
+    if (delivery_run(&delivery, topic) < 0) {
+        bus_report_failure(bus, PyErr_GetRaisedException(), topic->key_object, NULL);
+    }
+    delivery_fini(&delivery);
+}
+
+static void
+run_batch(BusObject *bus, struct ftb_batch *batch)
+{
+    struct executing frame = {executing_top, bus, batch->n};
+    executing_top = &frame;
+    for (uint32_t i = 0; i < batch->n; i++) {
+        struct ftb_topic *topic = batch->items[i].target;
+        PyObject *payload = batch->items[i].payload;
+        if (topic != NULL) {
+            run_event(bus, topic, payload);
+        } else {
+            run_task(bus, payload);
+        }
+        count_done(bus, topic, 0);
+        Py_DECREF(payload);
+    }
+    executing_top = frame.outer;
+}
+
+int
+bus_help(BusObject *bus)
+{
+    struct ftb_batch batch;
+    ftb_pool_t *pool = ftb_load_acquire(&bus->pool);
+    if (Py_EnterRecursiveCall(" while a handler waits for space in its own queue")) {
+        return -1;
+    }
+    int ran = ftb_pool_take_one(pool, &batch) > 0;
+    if (ran) {
+        run_batch(bus, &batch);
+        ftb_pool_finish(pool, FTB_NO_WORKER, &batch);
+    }
+    Py_LeaveRecursiveCall();
+    return ran;
+}
+
+PyObject *
+bus_start_pool(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    BusObject *bus = (BusObject *)self;
+    struct ftb_pool_options options = {
+        .workers_n = bus->workers_n,
+        .queue_size = bus->queue_size,
+        .strands_n = STRANDS_N,
+        .spin_ns = 3000,
+    };
+    ftb_pool_t *pool = ftb_pool_new(&options);
+    if (pool == NULL) {
+        return PyErr_NoMemory();
+    }
+    ftb_store_seq_cst(&bus->pool, pool);
+    Py_RETURN_NONE;
+}
+
+PyObject *
+bus_work(PyObject *self, PyObject *index)
+{
+    BusObject *bus = (BusObject *)self;
+    ftb_pool_t *pool = ftb_load_acquire(&bus->pool);
+    unsigned long worker_ix = PyLong_AsUnsignedLong(index);
+    if (PyErr_Occurred() || pool == NULL || worker_ix >= bus->workers_n) {
+        return PyErr_Occurred() ? NULL
+                                : PyErr_Format(PyExc_ValueError, "no worker %R", index);
+    }
+    struct ftb_batch batch;
+    enum ftb_result result = FTB_OK;
+    while (result != FTB_CLOSED) {
+        while (ftb_pool_take(pool, (uint32_t)worker_ix, &batch) > 0) {
+            run_batch(bus, &batch);
+            ftb_pool_finish(pool, (uint32_t)worker_ix, &batch);
+            /* A point where the collector may stop this thread: handlers written in C
+             * reach none of their own. */
+            Py_BEGIN_ALLOW_THREADS
+            Py_END_ALLOW_THREADS
+        }
+        Py_BEGIN_ALLOW_THREADS
+        result = ftb_pool_wait_work(pool, (uint32_t)worker_ix, FTB_FOREVER);
+        Py_END_ALLOW_THREADS
+    }
+    Py_RETURN_NONE;
+}
+
+int
+bus_timeout_ns(PyObject *seconds, uint64_t *timeout_ns)
+{
+    *timeout_ns = FTB_FOREVER;
+    if (seconds == NULL || seconds == Py_None) {
+        return 0;
+    }
+    double value = PyFloat_AsDouble(seconds);
+    if (value == -1.0 && PyErr_Occurred()) {
+        return -1;
+    }
+    if (!(value >= 0)) {
+        PyErr_Format(PyExc_ValueError, "timeout must be 0 or more seconds, not %R",
+                     seconds);
+        return -1;
+    }
+    if (value < 1e9) {
+        *timeout_ns = (uint64_t)(value * 1e9);
+    }
+    return 0;
+}
+
+PyObject *
+bus_drain(PyObject *self, PyObject *timeout)
+{
+    BusObject *bus = (BusObject *)self;
+    ftb_pool_t *pool = ftb_load_acquire(&bus->pool);
+    uint64_t timeout_ns;
+    if (bus_timeout_ns(timeout, &timeout_ns) < 0) {
+        return NULL;
+    }
+    if (pool == NULL) {
+        Py_RETURN_TRUE;
+    }
+    uint64_t deadline_ns = bus_deadline_ns(timeout_ns);
+    uint32_t own_n = bus_executing(bus);
+    for (;;) {
+        uint64_t slice_end = ftb_now_ns() + SLICE_NS;
+        enum ftb_result result;
+        Py_BEGIN_ALLOW_THREADS
+        result = ftb_pool_wait_drained(
+            pool, own_n, slice_end < deadline_ns ? slice_end : deadline_ns);
+        Py_END_ALLOW_THREADS
+        if (result != FTB_TIMEOUT) {
+            return PyBool_FromLong(result == FTB_OK);
+        }
+        if (PyErr_CheckSignals() < 0) {
+            return NULL;
+        }
+        if (ftb_now_ns() >= deadline_ns) {
+            Py_RETURN_FALSE;
+        }
+    }
+}
+
+PyObject *
+bus_drop_queued(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    BusObject *bus = (BusObject *)self;
+    ftb_pool_t *pool = ftb_load_acquire(&bus->pool);
+    struct ftb_item item;
+    Py_ssize_t dropped_n = 0;
+    while (pool != NULL && ftb_pool_evict(pool, &item)) {
+        bus_drop_item(bus, &item);
+        dropped_n++;
+    }
+    return PyLong_FromSsize_t(dropped_n);
+}
+
+PyObject *
+bus_close_pool(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    ftb_pool_t *pool = ftb_load_acquire(&((BusObject *)self)->pool);
+    if (pool != NULL) {
+        ftb_pool_close(pool);
+    }
+    Py_RETURN_NONE;
+}
+
+PyObject *
+bus_stop_pool(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    ftb_pool_t *pool = ftb_load_acquire(&((BusObject *)self)->pool);
+    if (pool != NULL) {
+        ftb_pool_stop(pool);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+worker_stats(ftb_pool_t *pool, uint32_t worker_ix)
+{
+    struct ftb_pool_worker_stats stats;
+    ftb_pool_worker_stats(pool, worker_ix, &stats);
+    return Py_BuildValue("{sKsKsKsKsK}", "taken", stats.taken, "stolen", stats.stolen,
+                         "batches", stats.batches, "parks", stats.parks, "busy_ns",
+                         stats.busy_ns);
+}
+
+PyObject *
+bus_pool_stats(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    BusObject *bus = (BusObject *)self;
+    ftb_pool_t *pool = ftb_load_acquire(&bus->pool);
+    PyObject *workers = PyList_New(0);
+    if (workers == NULL || pool == NULL) {
+        return workers == NULL ? NULL
+                               : Py_BuildValue("{sNsIsI}", "workers", workers,
+                                               "pending", 0u, "queued_max", 0u);
+    }
+    struct ftb_pool_stats stats;
+    ftb_pool_stats(pool, &stats);
+    for (uint32_t i = 0; i < stats.workers_n; i++) {
+        PyObject *worker = worker_stats(pool, i);
+        if (worker == NULL || PyList_Append(workers, worker) < 0) {
+            Py_XDECREF(worker);
+            Py_DECREF(workers);
+            return NULL;
+        }
+        Py_DECREF(worker);
+    }
+    return Py_BuildValue("{sNsIsIsIsK}", "workers", workers, "pending",
+                         stats.unfinished, "queued", stats.queued, "queued_max",
+                         stats.queued_max, "wakes", stats.wakes);
+}

@@ -1,0 +1,324 @@
+"""EventBus and Topic: keys, handlers, and the three verbs emit, post and call.
+
+The hot methods (emit, emit_many, post, post_many, off, pin) come from the C core; this
+file is what surrounds them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
+
+from ftbus import _core, codecs, dispatch, handlers, lifecycle, stats
+from ftbus.errors import BusClosedError, InvalidOptionError
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from concurrent.futures import Future
+    from types import TracebackType
+
+    from ftbus._core import Subscription
+
+    type Handler = Callable[[Any], Any]
+    type ErrorHook = Callable[[BaseException, object, object], None]
+
+__all__ = ["EventBus", "Topic"]
+
+type Overflow = Literal["block", "raise", "drop_newest", "drop_oldest"]
+
+_OVERFLOWS = ("block", "raise", "drop_newest", "drop_oldest")
+_QUEUE_MAX = 1 << 30
+_WORKERS_MAX = 1024
+
+logger = logging.getLogger("ftbus")
+
+
+class EventBus(_core.Bus):
+    """Deliver events to handlers: here and now, in worker threads, or for results.
+
+    workers: threads for post and call; None is one per core the process may use. They
+        start with the first post.
+    queue_size: how many posted events may wait, 1 or more.
+    overflow: what post does when the queue is full: "block", "raise" QueueFullError,
+        "drop_newest" (the event being posted) or "drop_oldest".
+    errors: what emit does with exceptions of handlers: "raise" one HandlerErrors group
+        after all handlers ran, or "log" them.
+    codec: how events become bytes for handlers registered with encoded=True: a name
+        ("json", "pickle", "raw", or one that was registered) or a Codec.
+    on_error: called as on_error(exception, key, handler) for what handlers of posted
+        events raise (and those of emit with errors="log"); None logs to "ftbus".
+    name: appears in the repr, thread names and reports.
+
+    A bus is a context manager that closes on leaving. Every method may be called from any
+    thread. Raises InvalidOptionError.
+    """
+
+    __slots__ = (
+        "_baseline",
+        "_closing",
+        "_codec",
+        "_handles",
+        "_lock",
+        "_on_error",
+        "_overflow",
+        "_queue_size",
+        "_threads",
+        "_workers",
+        "name",
+    )
+
+    def __init__(
+        self,
+        *,
+        workers: int | None = None,
+        queue_size: int = 65536,
+        overflow: Overflow = "block",
+        errors: Literal["raise", "log"] = "raise",
+        codec: str | codecs.Codec = "json",
+        on_error: ErrorHook | None = None,
+        name: str = "ftbus",
+    ) -> None:
+        self._workers = dispatch.worker_count(workers)
+        if not _is_count(self._workers, _WORKERS_MAX):
+            raise InvalidOptionError("workers", workers, f"None or 1 to {_WORKERS_MAX}")
+        if not _is_count(queue_size, _QUEUE_MAX):
+            raise InvalidOptionError("queue_size", queue_size, f"1 to {_QUEUE_MAX}")
+        if overflow not in _OVERFLOWS:
+            raise InvalidOptionError("overflow", overflow, f"one of {_OVERFLOWS}")
+        if errors not in ("raise", "log"):
+            raise InvalidOptionError("errors", errors, "'raise' or 'log'")
+        if on_error is not None and not callable(on_error):
+            raise InvalidOptionError("on_error", on_error, "a callable or None")
+        self.name = name
+        self._codec = codecs.get(codec)
+        self._on_error = on_error
+        self._queue_size = queue_size
+        self._overflow = overflow
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._handles: dict[int, Topic] | None = None
+        self._closing = False
+        self._baseline: stats.BusStats | None = None
+        self._configure(
+            self._codec.encode,
+            errors == "log",
+            _OVERFLOWS.index(overflow),
+            queue_size,
+            self._workers,
+        )
+        lifecycle.register(self)
+
+    # Subscribing
+
+    def subscribe(
+        self,
+        key: object,
+        handler: Handler,
+        *,
+        priority: int = 0,
+        once: bool = False,
+        weak: bool = False,
+        encoded: bool = False,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> Subscription:
+        """Register a handler for a key; return the Subscription that cancels it.
+
+        key: a str, bytes, int, Key, enum member or class. Events of a class reach the
+            handlers of its bases too.
+        handler: called as handler(event). An async function runs on the event loop
+            that is running here, or on `loop`.
+        priority: higher runs first; equal ones in the order of registration.
+        once: run for one event only, exactly once whatever threads emit.
+        weak: do not keep the handler (for a bound method: its object) alive.
+        encoded: pass the event as encoded bytes, a Buffer made once for all handlers.
+
+        A handler added while an event is being emitted does not run for that event.
+        Raises UnsupportedKeyError, HandlerTypeError, InvalidOptionError, BusClosedError.
+        """
+        target, flags = handlers.prepare(self, key, handler, weak=weak, loop=loop)
+        if once:
+            flags |= _core.ONCE
+        if encoded:
+            flags |= _core.ENCODED
+        return self._subscribe(key, target, priority, flags, handler)
+
+    @overload
+    def on[F: Handler](
+        self, key: object, /, **options: Any
+    ) -> Callable[[F], F]: ...  # pragma: no cover
+    @overload
+    def on[F: Handler](
+        self, key: object, handler: F, /, **options: Any
+    ) -> F: ...  # pragma: no cover
+    def on(self, key: object, handler: Any = None, /, **options: Any) -> Any:
+        """Register a handler and return it unchanged; without one, be a decorator.
+
+        The options are those of subscribe.
+        """
+        if handler is None:
+            return lambda function: self.on(key, function, **options)
+        self.subscribe(key, handler, **options)
+        return handler
+
+    def once(self, key: object, handler: Any = None, /, **options: Any) -> Any:
+        """Register for one event only; on(key, once=True) in other words."""
+        return self.on(key, handler, once=True, **options)
+
+    def topic(self, key: object) -> Topic:
+        """Return a handle on a key with the look-up done, to share between threads.
+
+        Raises UnsupportedKeyError.
+        """
+        topic = Topic(self, key)
+        handles = self._handles
+        if handles is None:
+            return topic
+        # A pinned bus pins its topics, and so hands out one object per key. The core's
+        # key object lives as long as the bus, which makes its id a safe name.
+        first = handles.setdefault(id(topic.key), topic)
+        if first is topic:
+            _core.pin_object(topic)
+        return first
+
+    def pin(self) -> Self:
+        """Let this bus live until close(), and return it.
+
+        Threads that share a pinned bus or its topics do not contend for their reference
+        counts: do it once, for a bus that lives as long as the process. On 3.13t the
+        bus, its topics and nothing else then stay allocated; what they hold is released
+        by close().
+        """
+        if self._handles is None:
+            self._handles = {}
+        return super().pin()
+
+    # Queueing
+
+    def call(
+        self, key: object, *event: object, timeout: float | None = None
+    ) -> Future[list[Any]]:
+        """Run the handlers in parallel on the workers; return a Future of their results.
+
+        Takes (key, event), or an instance of a class alone, as emit does.
+
+        The results are in handler order. If handlers raise, all still run and the
+        Future raises HandlerErrors. `timeout` (seconds) bounds the wait for space in
+        the queue. Raises what post raises.
+        """
+        return dispatch.call(self, *self._resolve(key, *event), timeout)
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Wait until every posted event has been handled; return whether that is so.
+
+        timeout: seconds, None for as long as it takes. From within a handler, the
+        events this thread is itself handling are not waited for.
+        """
+        return self._drain(timeout)
+
+    def close(self, *, drain: bool = True, timeout: float = 15.0) -> int:
+        """Stop accepting events, finish what is queued, end the workers.
+
+        drain: handle what is queued first; else it is dropped, and counted.
+        timeout: seconds for all of it.
+
+        Returns the number of events left unhandled. Idempotent; from any thread, from a
+        handler too (its own events are finished after close returns). Handlers are
+        released. Afterwards emit, post, call and subscribe raise BusClosedError.
+        """
+        return dispatch.close(self, drain=drain, timeout=timeout)
+
+    # Looking
+
+    def stats(self) -> stats.BusStats:
+        """Return the counters since the start, or since reset_stats(); never a lock.
+
+        Each counter is exact at a quiet moment; while threads run, it is some recent
+        value.
+        """
+        now = stats.collect(self)
+        return now if self._baseline is None else now.since(self._baseline)
+
+    def reset_stats(self) -> None:
+        """Let stats() and report() count from here. No counter is ever zeroed."""
+        self._baseline = stats.collect(self)
+
+    def report(self) -> str:
+        """Return the statistics as a table for people."""
+        return stats.report(self.stats())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self._workers} workers"
+        return f"<EventBus {self.name!r}, {state}>"
+
+    # Called by the core
+
+    def _start(self) -> None:
+        """Start the workers, once; the core calls this on the first post."""
+        with self._lock:
+            if self._closing:
+                raise BusClosedError(self, "post")
+            if not self._threads:
+                dispatch.start_workers(self)
+
+    def _report_failure(
+        self, error: BaseException, key: object, handler: object
+    ) -> None:
+        """Hand on what a handler raised when there is no caller to raise it to."""
+        if self._on_error is not None:
+            self._on_error(error, key, handler)
+        else:
+            logger.error(
+                "handler %r of key %r failed", handler, key, exc_info=error
+            )
+
+
+class Topic(_core.Topic):
+    """A key of one bus with the look-up done; made by bus.topic(key).
+
+    Share it between threads freely. For the best speed bind `emit = topic.emit` once
+    in each thread, or pin the bus.
+    """
+
+    __slots__ = ()
+
+    @property
+    def _event_bus(self) -> EventBus:
+        return cast("EventBus", self.bus)
+
+    def subscribe(self, handler: Handler, **options: Any) -> Subscription:
+        """Register a handler; the options are those of EventBus.subscribe."""
+        return self._event_bus.subscribe(self.key, handler, **options)
+
+    def on(self, handler: Any = None, /, **options: Any) -> Any:
+        """Register a handler and return it unchanged; without one, be a decorator."""
+        return self._event_bus.on(self.key, handler, **options)
+
+    def call(
+        self, event: object = None, *, timeout: float | None = None
+    ) -> Future[list[Any]]:
+        """Run the handlers in parallel; see EventBus.call."""
+        return self._event_bus.call(self.key, event, timeout=timeout)
+
+    def stats(self) -> stats.TopicStats:
+        """Return this topic's counters."""
+        return self._event_bus.stats().topic(self.key)
+
+    def __repr__(self) -> str:
+        return f"<Topic {self.key!r} of {self._event_bus.name!r}>"
+
+
+def _is_count(value: object, most: int) -> bool:
+    return type(value) is int and 1 <= value <= most

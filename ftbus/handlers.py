@@ -1,0 +1,164 @@
+"""What becomes of a handler before the core sees it: weak and async ones."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from ftbus import _core
+from ftbus.errors import HandlerTypeError, InvalidOptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from concurrent.futures import Future
+
+    from ftbus.bus import EventBus
+
+    type Handler = Callable[[Any], Any]
+
+
+def prepare(
+    bus: EventBus,
+    key: object,
+    handler: Handler,
+    *,
+    weak: bool,
+    loop: asyncio.AbstractEventLoop | None,
+) -> tuple[Handler, int]:
+    """Return what the core should call for a handler, and its flags.
+
+    Raises HandlerTypeError for what cannot be called, and InvalidOptionError for a weak
+    handler that nothing else would keep alive.
+    """
+    if not callable(handler):
+        raise HandlerTypeError(key, handler)
+    if is_async(handler):
+        if weak:
+            raise InvalidOptionError("weak", weak, "weak=False for an async handler")
+        return AsyncHandler(bus, key, handler, loop or asyncio.get_running_loop()), 0
+    if loop is not None:
+        raise InvalidOptionError("loop", loop, "loop only with an async handler")
+    if not weak:
+        return handler, 0
+    _check_weak(handler)
+    return handler, _core.WEAK
+
+
+def is_async(handler: object) -> bool:
+    """Return whether calling the handler makes a coroutine."""
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
+        getattr(handler, "__call__", None)  # noqa: B004 (an object with async __call__)
+    )
+
+
+def _check_weak(handler: Handler) -> None:
+    """Refuse weak handlers that would be gone at once, or that cannot be held weakly."""
+    target = getattr(handler, "__self__", None) if inspect.ismethod(handler) else handler
+    name = getattr(target, "__qualname__", "")
+    if inspect.isfunction(target) and ("<lambda>" in name or "<locals>" in name):
+        raise InvalidOptionError(
+            "weak",
+            handler,
+            "weak=False: nothing else keeps a lambda or local function alive",
+        )
+    try:
+        weakref.ref(target)
+    except TypeError:
+        raise InvalidOptionError(
+            "weak", handler, f"weak=False: a {type(target).__name__} has no weak references"
+        ) from None
+
+
+class AsyncHandler:
+    """Start an async handler on its event loop, whichever thread the event is in.
+
+    Events that arrive before the loop gets to them share one wake-up.
+    """
+
+    __slots__ = ("__weakref__", "_bus", "_function", "_inbox", "_key")
+
+    def __init__(
+        self,
+        bus: EventBus,
+        key: object,
+        function: Callable[[Any], Coroutine[Any, Any, Any]],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._bus = weakref.ref(bus)
+        self._key = key
+        self._function = function
+        self._inbox = _inbox_of(loop)
+
+    def __call__(self, event: object) -> None:
+        """Queue the event for the loop; raises RuntimeError if the loop is closed."""
+        self._inbox.put(lambda: self._run(event))
+
+    def start(self, event: object) -> Future[Any]:
+        """Run the handler on its loop; return a Future of its result."""
+        coroutine = self._function(event)
+        try:
+            return asyncio.run_coroutine_threadsafe(coroutine, self._inbox.loop)
+        except BaseException:
+            coroutine.close()
+            raise
+
+    async def _run(self, event: object) -> None:
+        try:
+            await self._function(event)
+        except Exception as error:
+            bus = self._bus()
+            if bus is not None:
+                bus._report_failure(error, self._key, self._function)
+
+    def __repr__(self) -> str:
+        return f"<async {self._function!r}>"
+
+
+class _Inbox:
+    """What is to be started on one event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._lock = threading.Lock()
+        self._waiting: deque[Callable[[], Coroutine[Any, Any, None]]] = deque()
+        self._is_woken = False
+        self._tasks: set[asyncio.Task[None]] = set()  # used by the loop's thread only
+
+    def put(self, start: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        with self._lock:
+            self._waiting.append(start)
+            must_wake = not self._is_woken
+            self._is_woken = True
+        if must_wake:
+            try:
+                self.loop.call_soon_threadsafe(self._run_waiting)
+            except RuntimeError:
+                with self._lock:
+                    self._waiting.clear()
+                    self._is_woken = False
+                raise
+
+    def _run_waiting(self) -> None:
+        with self._lock:
+            batch = list(self._waiting)
+            self._waiting.clear()
+            self._is_woken = False
+        for start in batch:
+            task = self.loop.create_task(start())
+            self._tasks.add(task)  # the loop itself holds tasks only weakly
+            task.add_done_callback(self._tasks.discard)
+
+
+_inboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Inbox] = (
+    weakref.WeakKeyDictionary()
+)
+_inboxes_lock = threading.Lock()
+
+
+def _inbox_of(loop: asyncio.AbstractEventLoop) -> _Inbox:
+    with _inboxes_lock:
+        return _inboxes.setdefault(loop, _Inbox(loop))
