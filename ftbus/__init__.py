@@ -1,7 +1,7 @@
 """An in-process event bus and concurrent dispatcher for free-threaded Python."""
 
 from ftbus._core import Key, Subscription
-from ftbus.buffers import Buffer, BufferPool, PoolStats
+from ftbus.buffers import Buffer, BufferPool, PoolStats, default_pool
 from ftbus.bus import EventBus, Topic
 from ftbus.errors import (
     ArenaLimitError,
@@ -45,4 +45,5 @@ __all__ = [
     "UnknownCodecError",
     "UnsupportedKeyError",
     "WorkerStats",
+    "default_pool",
 ]

@@ -45,14 +45,14 @@ class EventBus(_core.Bus):
         "drop_newest" (the event being posted) or "drop_oldest".
     errors: what emit does with exceptions of handlers: "raise" one HandlerErrors group
         after all handlers ran, or "log" them.
-    codec: how events become bytes for handlers registered with encoded=True: a name
+    codec: how events become bytes for handlers registered with encoded=True: its name
         ("json", "pickle", "raw", or one that was registered) or a Codec.
     on_error: called as on_error(exception, key, handler) for what handlers of posted
         events raise (and those of emit with errors="log"); None logs to "ftbus".
     name: appears in the repr, thread names and reports.
 
-    A bus is a context manager that closes on leaving. Every method may be called from any
-    thread. Raises InvalidOptionError.
+    A bus is a context manager that closes on leaving. Every method may be called from
+    any thread. Raises InvalidOptionError.
     """
 
     __slots__ = (
@@ -135,7 +135,8 @@ class EventBus(_core.Bus):
         encoded: pass the event as encoded bytes, a Buffer made once for all handlers.
 
         A handler added while an event is being emitted does not run for that event.
-        Raises UnsupportedKeyError, HandlerTypeError, InvalidOptionError, BusClosedError.
+        Raises UnsupportedKeyError, HandlerTypeError, InvalidOptionError and
+        BusClosedError.
         """
         target, flags = handlers.prepare(self, key, handler, weak=weak, loop=loop)
         if once:
@@ -199,7 +200,7 @@ class EventBus(_core.Bus):
     def call(
         self, key: object, *event: object, timeout: float | None = None
     ) -> Future[list[Any]]:
-        """Run the handlers in parallel on the workers; return a Future of their results.
+        """Run the handlers in parallel; return a Future of their results.
 
         Takes (key, event), or an instance of a class alone, as emit does.
 
@@ -280,9 +281,7 @@ class EventBus(_core.Bus):
         if self._on_error is not None:
             self._on_error(error, key, handler)
         else:
-            logger.error(
-                "handler %r of key %r failed", handler, key, exc_info=error
-            )
+            logger.error("handler %r of key %r failed", handler, key, exc_info=error)
 
 
 class Topic(_core.Topic):

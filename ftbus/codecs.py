@@ -57,8 +57,7 @@ class Codec(Protocol):
 class _Named:
     """A codec of ours: a name, and how it looks in messages."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    name: str
 
     def __repr__(self) -> str:
         return f"<codec {self.name}>"
@@ -70,9 +69,8 @@ class JsonCodec(_Named):
     Keys that are not str become str, and tuples come back as lists.
     """
 
-    def __init__(self, name: str = "json") -> None:
-        super().__init__(name)
-        self._encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+    name = "json"
+    _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
     def encode(self, event: Any, /) -> bytes:
         """Return the event as JSON; raises CodecError for what JSON cannot express."""
@@ -95,8 +93,7 @@ class PickleCodec(_Named):
     Decoding runs what the bytes say. Never decode bytes from outside the process.
     """
 
-    def __init__(self, name: str = "pickle") -> None:
-        super().__init__(name)
+    name = "pickle"
 
     def encode(self, event: Any, /) -> bytes:
         """Return the event pickled; raises CodecError if it cannot be.
@@ -124,8 +121,7 @@ class PickleCodec(_Named):
 class RawCodec(_Named):
     """Events that are bytes already: any bytes-like object passes through."""
 
-    def __init__(self, name: str = "raw") -> None:
-        super().__init__(name)
+    name = "raw"
 
     def encode(self, event: Any, /) -> BytesLike:
         """Return the event itself; raises CodecError if it is not bytes-like."""
@@ -147,7 +143,7 @@ class MsgspecCodec(_Named):
 
     def __init__(self, name: str) -> None:
         """Use the module of that name: msgspec.json or msgspec.msgpack."""
-        super().__init__(name)
+        self.name = name
 
     def encode(self, event: Any, /) -> bytes:
         """Return the event's bytes; raises CodecError for what msgspec refuses."""
@@ -208,8 +204,7 @@ def get(codec: str | Codec) -> Codec:
 
 def names() -> list[str]:
     """Return the registered names, sorted."""
-    with _registry_lock:
-        return sorted(_registry)
+    return sorted(_registry)
 
 
 for _codec in (JsonCodec(), PickleCodec(), RawCodec()):

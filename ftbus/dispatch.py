@@ -31,7 +31,7 @@ def start_workers(bus: EventBus) -> None:
     """Make the pool and start its threads. Caller holds bus._lock."""
     bus._start_pool()
     for index in range(bus._workers):
-        # An empty context: what the first poster happens to have set is not the workers'.
+        # An empty context: what the first poster has set is not the workers' business.
         run = contextvars.Context().run
         thread = threading.Thread(
             target=run,
@@ -68,7 +68,9 @@ class _Call:
         self._errors: list[tuple[int, Exception]] = []
 
     def run(self, index: int, function: Callable[[Any], Any], event: object) -> None:
-        """Run one handler and keep what comes of it; never raises an Exception."""
+        """Run one handler, unless the call has ended, and keep what comes of it."""
+        if self.future.done():
+            return
         try:
             if isinstance(function, AsyncHandler):
                 function.start(event).add_done_callback(
@@ -106,7 +108,7 @@ class _Call:
             self.settle()
 
     def abort(self, error: BaseException) -> None:
-        """A handler was interrupted: the caller must not wait for ever."""
+        """End the Future when a handler was interrupted or will not run."""
         with self._lock:
             self._left -= 1
             is_first = not self.future.done()
@@ -141,7 +143,11 @@ def call(
         encoded = bus._encode(key, event)
     for index, (function, flags) in enumerate(handlers):
         payload = encoded if flags & _core.ENCODED else event
-        bus._submit(_Task(state, index, function, payload), timeout)
+        try:
+            bus._submit(_Task(state, index, function, payload), timeout)
+        except BaseException as error:
+            state.abort(error)  # what is queued already then does not run
+            raise
     return state.future
 
 
@@ -185,4 +191,4 @@ def close(bus: EventBus, *, drain: bool, timeout: float) -> int:
         bus._handles.clear()
     if stuck == 0:
         return left
-    return left + bus._pool_stats()["pending"]
+    return left + int(bus._pool_stats()["pending"])

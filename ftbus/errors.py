@@ -102,7 +102,9 @@ class HandlerErrors(ExceptionGroup[Exception]):
     def __new__(cls, key: object, errors: Sequence[Exception], ran: int) -> Self:
         """Group the exceptions of `ran` handlers of a key."""
         self = super().__new__(
-            cls, f"{len(errors)} of {ran} handler calls for {key!r} failed", list(errors)
+            cls,
+            f"{len(errors)} of {ran} handler calls for {key!r} failed",
+            list(errors),
         )
         self.key = key
         self.ran = ran

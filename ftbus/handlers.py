@@ -56,8 +56,10 @@ def is_async(handler: object) -> bool:
 
 
 def _check_weak(handler: Handler) -> None:
-    """Refuse weak handlers that would be gone at once, or that cannot be held weakly."""
-    target = getattr(handler, "__self__", None) if inspect.ismethod(handler) else handler
+    """Refuse a weak handler that would be gone at once, or has no weak references."""
+    target = (
+        getattr(handler, "__self__", None) if inspect.ismethod(handler) else handler
+    )
     name = getattr(target, "__qualname__", "")
     if inspect.isfunction(target) and ("<lambda>" in name or "<locals>" in name):
         raise InvalidOptionError(
@@ -69,7 +71,9 @@ def _check_weak(handler: Handler) -> None:
         weakref.ref(target)
     except TypeError:
         raise InvalidOptionError(
-            "weak", handler, f"weak=False: a {type(target).__name__} has no weak references"
+            "weak",
+            handler,
+            f"weak=False: a {type(target).__name__} has no weak references",
         ) from None
 
 

@@ -154,7 +154,15 @@ def collect(bus: EventBus) -> BusStats:
     )
 
 
-_COLUMNS = ("handlers", "emitted", "posted", "delivered", "handled", "failed", "dropped")
+_COLUMNS = (
+    "handlers",
+    "emitted",
+    "posted",
+    "delivered",
+    "handled",
+    "failed",
+    "dropped",
+)
 _ROWS_MAX = 20
 
 
@@ -166,8 +174,10 @@ def report(stats: BusStats) -> str:
         f"{stats.dropped} dropped, {stats.rejected} rejected, {stats.pending} pending"
     ]
     rows = [
-        (repr(row.key) if row.key is not None else "(other)",)
-        + tuple(str(getattr(row, column)) for column in _COLUMNS)
+        (
+            repr(row.key) if row.key is not None else "(other)",
+            *(str(getattr(row, column)) for column in _COLUMNS),
+        )
         for row in stats.topics[:_ROWS_MAX]
     ]
     lines += _table(("key", *_COLUMNS), rows)
@@ -176,8 +186,8 @@ def report(stats: BusStats) -> str:
     total = sum(worker.taken for worker in stats.workers) or 1
     for index, worker in enumerate(stats.workers):
         lines.append(
-            f"worker {index}: {worker.taken} events ({100 * worker.taken / total:.0f} %), "
-            f"{worker.stolen} stolen, {worker.batches} batches, {worker.parks} parks, "
+            f"worker {index}: {worker.taken} events "
+            f"({100 * worker.taken / total:.0f} %), {worker.stolen} stolen, {worker.batches} batches, {worker.parks} parks, "
             f"{worker.busy_ns / 1e6:.1f} ms busy"
         )
     return "\n".join(lines)
@@ -188,7 +198,8 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
     return [
         row[0].ljust(widths[0])
         + "".join(
-            cell.rjust(width + 2) for cell, width in zip(row[1:], widths[1:], strict=True)
+            cell.rjust(width + 2)
+            for cell, width in zip(row[1:], widths[1:], strict=True)
         )
         for row in (header, *rows)
     ]

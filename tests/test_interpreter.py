@@ -170,7 +170,7 @@ def test_failed_build_shows_the_log_and_leaves_nothing(
     status, answer, told = finish(start("--kind", KIND, FTBUS_TEST_MODE="fail"))
     assert (status, answer) == (1, "")
     assert any("the compiler is on strike" in line for line in told)
-    assert told[-1].endswith(f"the whole log is {tmp_path / 'cache' / 'build.log'}.")
+    assert told[-1].endswith(f"the log is {tmp_path / 'cache' / 'build.log'}.")
     assert entries(tmp_path) == []
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from debian import fetch_source, install_needs, newest_tarball, tarball_version
-from reporter import InterpreterError, Reporter, say
+from reporter import CommandError, InterpreterError, Reporter, say
 
 
 @contextlib.contextmanager
@@ -54,14 +54,14 @@ def build(
         staged = compile_tree(reporter, tarball, prefix, configure, work, lock_fd)
         if not usable(staged):
             raise InterpreterError(
-                "The finished build does not work (a module is missing?); "
-                f"the whole log is {reporter.log_path}."
+                "The finished build lacks a module that ftbus needs; "
+                f"the log is {reporter.log_path}."
             )
         shutil.rmtree(prefix, ignore_errors=True)  # one that stopped working
         prefix.parent.mkdir(exist_ok=True)
         staged.rename(prefix)
         return prefix
-    except InterpreterError:
+    except CommandError:
         reporter.show_tail()
         raise
     finally:

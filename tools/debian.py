@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from reporter import InterpreterError, Reporter
+from reporter import CommandError, InterpreterError, Reporter
 
 PACKAGE = "python3.13"
 SUITES = ("forky", "trixie")  # newest first; both hold the source of PACKAGE
@@ -46,14 +46,15 @@ def install_needs(reporter: Reporter) -> None:
     with reporter.phase(f"Install {' '.join(missing)}"):
         try:
             reporter.run(install, stoppable=False)
-        except InterpreterError:
+        except CommandError:
             # Most often because the package lists are old or empty.
             try:
                 reporter.run([*apt, "update"], stoppable=False)
                 reporter.run(install, stoppable=False)
-            except InterpreterError:
+            except CommandError:
                 raise InterpreterError(
-                    f"The build's needs could not be installed: {advice}."
+                    "The packages that building CPython needs could not be installed "
+                    f"(see {reporter.log_path}): {advice}."
                 ) from None
 
 
@@ -101,17 +102,18 @@ def fetch_source(reporter: Reporter, cache: Path, work: Path) -> Path:
     if not mirrors:
         raise InterpreterError(
             "No free-threaded Python was found, and without Debian's apt sources and "
-            "archive keyring none can be built here: install python3.13t and put it "
-            "on PATH, or set FTBUS_PYTHON."
+            "archive keyring none can be built here: put a python3.13t on PATH, or set "
+            "FTBUS_PYTHON."
         )
     with reporter.phase(f"Fetch the source of {PACKAGE}"):
         for suite in SUITES:
             for mirror in mirrors:
-                with contextlib.suppress(InterpreterError):
+                with contextlib.suppress(CommandError):
                     return fetch_from(reporter, mirror, suite, cache, work)
         raise InterpreterError(
-            f"No configured Debian mirror gave the source of {PACKAGE} (is the network "
-            "up?): try again, or install python3.13t, or set FTBUS_PYTHON."
+            f"No free-threaded Python was found, and {mirrors[0]} did not give the "
+            f"source of {PACKAGE} (see {reporter.log_path}): try again, put a "
+            "python3.13t on PATH, or set FTBUS_PYTHON."
         )
 
 
@@ -172,7 +174,7 @@ def fetch_from(
     reporter.run([*apt, "source", "--download-only", PACKAGE], state / "source")
     archives = sorted((state / "source").glob(f"{PACKAGE}_*.orig.tar.*[!c]"))
     if not archives:
-        raise InterpreterError(f"{mirror} has no source of {PACKAGE} in {suite}.")
+        raise CommandError(f"{mirror} has no source of {PACKAGE} in {suite}.")
     kept = cache / "source" / archives[0].name
     kept.parent.mkdir(exist_ok=True)
     return archives[0].rename(kept)

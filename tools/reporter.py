@@ -19,6 +19,10 @@ class InterpreterError(Exception):
     """One sentence that tells the user what is wrong and what to do about it."""
 
 
+class CommandError(InterpreterError):
+    """A command failed for a reason that only its output tells."""
+
+
 def say(text: str) -> None:
     """Print progress where it does not mix with the answer on stdout."""
     print(text, file=sys.stderr, flush=True)
@@ -58,7 +62,8 @@ class Reporter:
         """Run a command to its end; a stoppable one dies with us, whole tree.
 
         Raises:
-            InterpreterError: the command could not start or failed.
+            CommandError: the command failed.
+            InterpreterError: it could not even start.
         """
         argv = list(argv)
         print("$", *argv, file=self._log, flush=True)
@@ -89,9 +94,7 @@ class Reporter:
             finally:
                 self._log.flush()
         if child.returncode:
-            raise InterpreterError(
-                f"{self._phase} failed; the whole log is {self.log_path}."
-            )
+            raise CommandError(f"{self._phase} failed; the log is {self.log_path}.")
 
     def close(self) -> None:
         """Close the log."""

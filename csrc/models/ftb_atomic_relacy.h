@@ -10,10 +10,52 @@
 #define ftb_atomic(T) rl::atomic<T>
 #define ftb_init(p, v) (p)->store((v), rl::mo_relaxed, $)
 
-#define ftb_plain(T) rl::var<T>
-#define ftb_plain_get(p) ((*(p))($).load())
-#define ftb_plain_set(p, v) ((*(p))($).store(v))
+/* rl::var wants numbers; this watches the accesses to a value of any type. */
+template <typename T> class ftb_plain_var
+{
+  public:
+    T
+    get(rl::debug_info_param info)
+    {
+        (void)accesses(info).load();
+        return value;
+    }
+
+    void
+    set(T new_value, rl::debug_info_param info)
+    {
+        accesses(info).store(0);
+        value = new_value;
+    }
+
+  private:
+    rl::var<unsigned> accesses;
+    T value;
+};
+
+#define ftb_plain(T) ftb_plain_var<T>
+#define ftb_plain_get(p) (p)->get($)
+#define ftb_plain_set(p, v) (p)->set((v), $)
 #define ftb_relax() rl::yield(1, $)
+
+/* The locks of ftb_park.h. A deadline may pass at any time. */
+typedef rl::mutex ftb_mutex_t;
+typedef rl::condition_variable ftb_cond_t;
+
+#define ftb_mutex_lock(mutex) (mutex)->lock($)
+#define ftb_mutex_unlock(mutex) (mutex)->unlock($)
+#define ftb_cond_signal(cond) (cond)->notify_one($)
+#define ftb_cond_broadcast(cond) (cond)->notify_all($)
+
+static inline bool
+ftb_cond_wait(ftb_cond_t *cond, ftb_mutex_t *mutex, unsigned long long deadline_ns)
+{
+    if (deadline_ns == ~0ULL) {
+        cond->wait(*mutex, $);
+        return false;
+    }
+    return !cond->wait_for(*mutex, 0, $);
+}
 
 #define ftb_load_relaxed(p) (p)->load(rl::mo_relaxed, $)
 #define ftb_load_acquire(p) (p)->load(rl::mo_acquire, $)

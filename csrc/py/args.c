@@ -13,15 +13,13 @@ name_index(const struct args_spec *spec, PyObject *name)
 
 int
 args_unpack(
-    const struct args_spec *spec,
-    PyObject *const *args,
-    Py_ssize_t nargs,
-    PyObject *kwnames,
-    PyObject **out)
+    const struct args_spec *spec, PyObject *const *args, Py_ssize_t nargs,
+    PyObject *kwnames, PyObject **out)
 {
     if (nargs > spec->positional_n) {
-        PyErr_Format(PyExc_TypeError, "%s() takes at most %d positional arguments, %zd given",
-                     spec->method, spec->positional_n, nargs);
+        PyErr_Format(
+            PyExc_TypeError, "%s() takes at most %d positional arguments, %zd given",
+            spec->method, spec->positional_n, nargs);
         return -1;
     }
     for (int i = 0; i < spec->names_n; i++) {
@@ -32,18 +30,20 @@ args_unpack(
         PyObject *name = PyTuple_GET_ITEM(kwnames, i);
         int ix = name_index(spec, name);
         if (ix < 0 || out[ix] != NULL) {
-            PyErr_Format(PyExc_TypeError,
-                         ix < 0 ? "%s() got an unexpected keyword argument %R"
-                                : "%s() got multiple values for argument %R",
-                         spec->method, name);
+            PyErr_Format(
+                PyExc_TypeError,
+                ix < 0 ? "%s() got an unexpected keyword argument %R"
+                       : "%s() got multiple values for argument %R",
+                spec->method, name);
             return -1;
         }
         out[ix] = args[nargs + i];
     }
     for (int i = 0; i < spec->required_n; i++) {
         if (out[i] == NULL) {
-            PyErr_Format(PyExc_TypeError, "%s() missing required argument '%s'",
-                         spec->method, spec->names[i]);
+            PyErr_Format(
+                PyExc_TypeError, "%s() missing required argument '%s'", spec->method,
+                spec->names[i]);
             return -1;
         }
     }

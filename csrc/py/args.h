@@ -16,12 +16,8 @@ struct args_spec {
 
 /* Put borrowed arguments into out[0 .. names_n), NULL where absent. Returns 0, or -1
  * with TypeError. */
-int
-args_unpack(
-    const struct args_spec *spec,
-    PyObject *const *args,
-    Py_ssize_t nargs,
-    PyObject *kwnames,
-    PyObject **out);
+int args_unpack(
+    const struct args_spec *spec, PyObject *const *args, Py_ssize_t nargs,
+    PyObject *kwnames, PyObject **out);
 
 #endif

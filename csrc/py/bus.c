@@ -9,8 +9,9 @@
 PyObject *
 bus_raise_closed(BusObject *bus, const char *doing)
 {
-    return ftb_raise(bus->is_forked ? "BusForkedError" : "BusClosedError",
-                     Py_BuildValue("(Os)", bus, doing));
+    return ftb_raise(
+        bus->is_forked ? "BusForkedError" : "BusClosedError",
+        Py_BuildValue("(Os)", bus, doing));
 }
 
 /* `class` itself if events of it can be told apart from keys: made by a class
@@ -75,8 +76,8 @@ bus_topic_of(BusObject *bus, PyObject *key)
     }
     bool is_new;
     Py_INCREF(key);
-    enum ftb_result result
-        = ftb_bus_topic(bus->core, &object_key.view, key, &topic, &is_new);
+    enum ftb_result result =
+        ftb_bus_topic(bus->core, &object_key.view, key, &topic, &is_new);
     if (!is_new) {
         Py_DECREF(key);
     }
@@ -119,8 +120,9 @@ bus_configure(PyObject *object, PyObject *args)
     PyObject *encode;
     int logs_errors, overflow;
     unsigned int queue_size, workers_n;
-    if (!PyArg_ParseTuple(args, "OpiII:_configure", &encode, &logs_errors, &overflow,
-                          &queue_size, &workers_n)) {
+    if (!PyArg_ParseTuple(
+            args, "OpiII:_configure", &encode, &logs_errors, &overflow, &queue_size,
+            &workers_n)) {
         return NULL;
     }
     Py_XSETREF(self->encode, Py_NewRef(encode));
@@ -180,11 +182,12 @@ bus_subscribe(PyObject *self, PyObject *args)
     PyObject *key, *callable, *original;
     int priority;
     unsigned int flags;
-    if (!PyArg_ParseTuple(args, "OOiIO:_subscribe", &key, &callable, &priority, &flags,
-                          &original)) {
+    if (!PyArg_ParseTuple(
+            args, "OOiIO:_subscribe", &key, &callable, &priority, &flags, &original)) {
         return NULL;
     }
-    return subscription_new((BusObject *)self, key, callable, original, priority, flags);
+    return subscription_new(
+        (BusObject *)self, key, callable, original, priority, flags);
 }
 
 static PyObject *
@@ -286,8 +289,8 @@ topic_row(struct ftb_topic *topic)
     ftb_section_leave(thread, odd);
     struct ftb_totals totals = {0};
     ftb_shard_sum(topic->id, &totals);
-    return Py_BuildValue("(OIN)", (PyObject *)topic->key_object, handlers_n,
-                         totals_dict(&totals));
+    return Py_BuildValue(
+        "(OIN)", (PyObject *)topic->key_object, handlers_n, totals_dict(&totals));
 }
 
 /* _topics() -> [(key, handlers, counters), ...]; the last row, with key None, counts
@@ -311,9 +314,9 @@ bus_topics(PyObject *self, PyObject *unused)
         if (i == list.n) {
             ftb_shard_sum(core->unheard_id, &unheard);
         }
-        PyObject *row = i < list.n ? topic_row(list.topics[i])
-                                   : Py_BuildValue("(OIN)", Py_None, 0u,
-                                                   totals_dict(&unheard));
+        PyObject *row =
+            i < list.n ? topic_row(list.topics[i])
+                       : Py_BuildValue("(OIN)", Py_None, 0u, totals_dict(&unheard));
         if (row == NULL || PyList_Append(rows, row) < 0) {
             Py_CLEAR(rows);
         }
@@ -379,7 +382,8 @@ static PyObject *
 bus_is_closed(PyObject *self, void *unused)
 {
     (void)unused;
-    return PyBool_FromLong(ftb_load_acquire(&((BusObject *)self)->core->is_closed) != 0);
+    return PyBool_FromLong(
+        ftb_load_acquire(&((BusObject *)self)->core->is_closed) != 0);
 }
 
 static PyGetSetDef bus_getset[] = {
@@ -394,21 +398,25 @@ static PyMethodDef bus_methods[] = {
      PyDoc_STR(
          "emit($self, key, event=None, /)\n--\n\n"
          "Run the handlers of a key here and now; return how many ran.\n\n"
-         "emit(event) alone takes the event's class as the key; handlers of a class and\n"
+         "emit(event) alone takes the event's class as the key; handlers of a class "
+         "and\n"
          "of its bases run, along the MRO. All handlers run even if one raises; then\n"
          "HandlerErrors, an ExceptionGroup, is raised with all failures (or they are\n"
-         "logged, with errors='log'). KeyboardInterrupt and SystemExit pass at once.\n\n"
+         "logged, with errors='log'). KeyboardInterrupt and SystemExit pass at "
+         "once.\n\n"
          "Any thread, without locks. Raises UnsupportedKeyError, BusClosedError,\n"
          "EmitDepthError.")},
     {"emit_many", FASTCALL(bus_emit_many), METH_FASTCALL,
-     PyDoc_STR("emit_many($self, key, events, /)\n--\n\n"
-               "Emit each event of an iterable with one look-up of the key.\n\n"
-               "Returns the number of handler calls. Stops at the first event whose\n"
-               "handlers raise. Any thread.")},
+     PyDoc_STR(
+         "emit_many($self, key, events, /)\n--\n\n"
+         "Emit each event of an iterable with one look-up of the key.\n\n"
+         "Returns the number of handler calls. Stops at the first event whose\n"
+         "handlers raise. Any thread.")},
     {"off", FASTCALL(bus_off), METH_FASTCALL | METH_KEYWORDS,
-     PyDoc_STR("off($self, key, handler=None)\n--\n\n"
-               "Remove one handler from a key, or all; return how many were removed.\n\n"
-               "Idempotent; any thread, handlers included.")},
+     PyDoc_STR(
+         "off($self, key, handler=None)\n--\n\n"
+         "Remove one handler from a key, or all; return how many were removed.\n\n"
+         "Idempotent; any thread, handlers included.")},
     {"pin", bus_pin, METH_NOARGS,
      PyDoc_STR(
          "pin($self)\n--\n\n"
@@ -420,9 +428,11 @@ static PyMethodDef bus_methods[] = {
      PyDoc_STR(
          "post($self, key, event=None, *, partition=None, timeout=None)\n--\n\n"
          "Queue an event for the workers; return True, or False if it was dropped.\n\n"
-         "Events with one partition (a str, int or bytes) run one at a time, in posting\n"
+         "Events with one partition (a str, int or bytes) run one at a time, in "
+         "posting\n"
          "order. A full queue blocks (for at most `timeout` seconds), raises\n"
-         "QueueFullError or drops, as the bus's overflow says. What handlers raise goes\n"
+         "QueueFullError or drops, as the bus's overflow says. What handlers raise "
+         "goes\n"
          "to on_error or the log. Any thread, handlers included.")},
     {"post_many", FASTCALL(bus_post_many), METH_FASTCALL | METH_KEYWORDS,
      PyDoc_STR(
@@ -450,8 +460,7 @@ static PyMethodDef bus_methods[] = {
 };
 
 PyTypeObject ftb_bus_type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "ftbus._core.Bus",
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "ftbus._core.Bus",
     .tp_basicsize = sizeof(BusObject),
     .tp_dealloc = bus_dealloc,
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,

@@ -18,29 +18,26 @@ enum bus_overflow {
 };
 
 typedef struct {
-    PyObject_HEAD
-    struct ftb_bus *core;
+    PyObject_HEAD struct ftb_bus *core;
     ftb_atomic(ftb_pool_t *) pool; /* NULL until the first post; freed with the bus */
     uint32_t queue_size;
     uint32_t workers_n;
     enum bus_overflow overflow;
-    int is_forked;       /* the workers stayed in the parent process */
-    int logs_errors;     /* emit reports failures instead of raising them */
-    PyObject *encode;    /* event -> bytes-like; set once */
+    int is_forked;    /* the workers stayed in the parent process */
+    int logs_errors;  /* emit reports failures instead of raising them */
+    PyObject *encode; /* event -> bytes-like; set once */
     PyObject *weakrefs;
 } BusObject;
 
 typedef struct {
-    PyObject_HEAD
-    struct ftb_topic *topic; /* lives as long as the bus */
-    BusObject *bus;          /* strong */
+    PyObject_HEAD struct ftb_topic *topic; /* lives as long as the bus */
+    BusObject *bus;                        /* strong */
     PyObject *weakrefs;
 } TopicObject;
 
 typedef struct {
-    PyObject_HEAD
-    struct ftb_handler *handler; /* one reference */
-    BusObject *bus;              /* strong */
+    PyObject_HEAD struct ftb_handler *handler; /* one reference */
+    BusObject *bus;                            /* strong */
     PyObject *weakrefs;
 } SubscriptionObject;
 
@@ -71,89 +68,69 @@ bus_cell(struct ftb_thread *thread, uint32_t topic_id)
 }
 
 /* Raise BusClosedError(bus, doing). Returns NULL. */
-PyObject *
-bus_raise_closed(BusObject *bus, const char *doing);
+PyObject *bus_raise_closed(BusObject *bus, const char *doing);
 
 /* The topic of a key object, made on first use; NULL with an exception set. */
-struct ftb_topic *
-bus_topic_of(BusObject *bus, PyObject *key);
+struct ftb_topic *bus_topic_of(BusObject *bus, PyObject *key);
 
 /* The topic of a key object if there is one. 1: found, 0: none, -1: exception. */
-int
-bus_topic_find(BusObject *bus, PyObject *key, struct ftb_topic **topic);
+int bus_topic_find(BusObject *bus, PyObject *key, struct ftb_topic **topic);
 
 /* Sort out (key, event): an instance of a Python class alone (event NULL) goes under its
  * class, a key alone with the event None. Borrowed; 0, or -1 with an exception. */
 int
-bus_key_and_event(
-    PyObject *first, PyObject *second, PyObject **key, PyObject **event);
+bus_key_and_event(PyObject *first, PyObject *second, PyObject **key, PyObject **event);
 
 /* Subscription objects (subscription.c). */
-PyObject *
-subscription_new(BusObject *bus, PyObject *key, PyObject *callable,
-                 PyObject *original, int priority, uint32_t flags);
+PyObject *subscription_new(
+    BusObject *bus, PyObject *key, PyObject *callable, PyObject *original, int priority,
+    uint32_t flags);
 
 /* Number cancelled, or -1: all handlers of a topic, or those that call `callable`. */
-Py_ssize_t
-subscription_cancel_matching(struct ftb_topic *topic, PyObject *callable);
+Py_ssize_t subscription_cancel_matching(struct ftb_topic *topic, PyObject *callable);
 
 /* The strong references and flags of a topic's handlers, in order: a list of
  * (callable, flags). A once-handler is claimed and removed by being listed. */
-PyObject *
-topic_claim_handlers(struct ftb_topic *topic);
+PyObject *topic_claim_handlers(struct ftb_topic *topic);
 
-int
-subscription_traverse_handlers(struct ftb_bus *core, visitproc visit, void *arg);
+int subscription_traverse_handlers(struct ftb_bus *core, visitproc visit, void *arg);
 
 /* post.c: queue one event. New reference to True (queued) or False (dropped by policy),
  * or NULL. partition may be NULL; timeout_ns is FTB_FOREVER for none. */
-PyObject *
-bus_post_event(BusObject *bus, struct ftb_topic *topic, PyObject *event,
-               PyObject *partition, uint64_t timeout_ns);
+PyObject *bus_post_event(
+    BusObject *bus, struct ftb_topic *topic, PyObject *event, PyObject *partition,
+    uint64_t timeout_ns);
 PyObject *
 bus_post(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames);
-PyObject *
-bus_post_many(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames);
+PyObject *bus_post_many(
+    PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames);
 PyObject *
 topic_post(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames);
-PyObject *
-topic_post_many(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
-                PyObject *kwnames);
-PyObject *
-bus_submit(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+PyObject *topic_post_many(
+    PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames);
+PyObject *bus_submit(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 
 /* worker.c: the loop of one worker thread, waiting, stopping. */
-PyObject *
-bus_start_pool(PyObject *self, PyObject *unused);
-PyObject *
-bus_work(PyObject *self, PyObject *index);
-PyObject *
-bus_drain(PyObject *self, PyObject *timeout);
-PyObject *
-bus_close_pool(PyObject *self, PyObject *unused);
-PyObject *
-bus_stop_pool(PyObject *self, PyObject *unused);
-PyObject *
-bus_drop_queued(PyObject *self, PyObject *unused);
-PyObject *
-bus_pool_stats(PyObject *self, PyObject *unused);
+PyObject *bus_start_pool(PyObject *self, PyObject *unused);
+PyObject *bus_work(PyObject *self, PyObject *index);
+PyObject *bus_drain(PyObject *self, PyObject *timeout);
+PyObject *bus_close_pool(PyObject *self, PyObject *unused);
+PyObject *bus_stop_pool(PyObject *self, PyObject *unused);
+PyObject *bus_drop_queued(PyObject *self, PyObject *unused);
+PyObject *bus_pool_stats(PyObject *self, PyObject *unused);
 
 /* Give up a queued item (stolen) and count it as dropped; a task is told: dropped(). */
-void
-bus_drop_item(BusObject *bus, struct ftb_item *item);
+void bus_drop_item(BusObject *bus, struct ftb_item *item);
 
 /* Run one queued event or task here, for a worker that waits on its own pool. 1: ran,
  * 0: nothing queued, -1: exception. */
-int
-bus_help(BusObject *bus);
+int bus_help(BusObject *bus);
 
 /* How many unfinished events of this bus the calling thread is itself executing. */
-uint32_t
-bus_executing(BusObject *bus);
+uint32_t bus_executing(BusObject *bus);
 
 /* Seconds (float, None for ever) to a duration in ns. 0 or -1. */
-int
-bus_timeout_ns(PyObject *seconds, uint64_t *timeout_ns);
+int bus_timeout_ns(PyObject *seconds, uint64_t *timeout_ns);
 
 /* now + timeout, saturating. */
 static inline uint64_t

@@ -22,164 +22,6 @@ snapshot_hold(struct ftb_thread *thread, struct ftb_topic *topic)
     return snapshot;
 }
 
-void
-bus_report_failure(BusObject *bus, PyObject *error, PyObject *key, PyObject *handler)
-{
-    PyObject *done = PyObject_CallMethod((PyObject *)bus, "_report_failure", "OOO", error,
-                                         key, handler != NULL ? handler : Py_None);
-    if (done == NULL) {
-        PyErr_WriteUnraisable((PyObject *)bus);
-    }
-    Py_XDECREF(done);
-    Py_DECREF(error);
-}
-
-/* Note which handler and key on the exception, and keep it for the group. */
-static int
-failure_collect(struct delivery *delivery, PyObject *error, struct ftb_handler *handler)
-{
-    PyObject *note = PyUnicode_FromFormat("ftbus: handler %R of key %R",
-                                          handler->callable, handler->topic->key_object);
-    PyObject *done
-        = note != NULL ? PyObject_CallMethod(error, "add_note", "O", note) : NULL;
-    if (done == NULL) {
-        PyErr_Clear(); /* a repr that fails must not hide the failure itself */
-    }
-    Py_XDECREF(done);
-    Py_XDECREF(note);
-    if (delivery->errors == NULL) {
-        delivery->errors = PyList_New(0);
-    }
-    int result
-        = delivery->errors == NULL ? -1 : PyList_Append(delivery->errors, error);
-    Py_DECREF(error);
-    return result;
-}
-
-/* A handler raised: returns 0 to go on with the next one, -1 to let it through. */
-static FTB_NOINLINE int
-handler_failed(struct delivery *delivery, struct ftb_handler *handler)
-{
-    delivery->failed_n++;
-    PyObject *error = PyErr_GetRaisedException();
-    if (!delivery->collects) {
-        bus_report_failure(
-            delivery->bus, error, handler->topic->key_object, handler->callable);
-        return 0;
-    }
-    if (!PyErr_GivenExceptionMatches(error, PyExc_Exception)) {
-        PyErr_SetRaisedException(error); /* KeyboardInterrupt, SystemExit */
-        return -1;
-    }
-    return failure_collect(delivery, error, handler);
-}
-
-static inline PyObject *
-call_handler(const struct ftb_call *call, PyObject *event)
-{
-    /* One spare place in front, as the vectorcall protocol lets the callee use. */
-    PyObject *stack[3] = {NULL, call->self, event};
-    if (call->self == NULL) {
-        return PyObject_Vectorcall(
-            call->func, stack + 2, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
-    }
-    return PyObject_Vectorcall(
-        call->func, stack + 1, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
-}
-
-/* The event as bytes, encoded once per delivery. Borrowed; NULL with an exception. */
-static PyObject *
-delivery_encoded(struct delivery *delivery)
-{
-    if (delivery->encoded != NULL) {
-        return delivery->encoded;
-    }
-    if (PyBytes_Check(delivery->event) || ftb_buffer_check(delivery->event)) {
-        delivery->encoded = Py_NewRef(delivery->event);
-        return delivery->encoded;
-    }
-    PyObject *bytes = PyObject_CallOneArg(delivery->bus->encode, delivery->event);
-    if (bytes == NULL) {
-        return NULL;
-    }
-    delivery->encoded = ftb_buffer_from_object(NULL, bytes);
-    Py_DECREF(bytes);
-    return delivery->encoded;
-}
-
-PyObject *
-bus_encode(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
-{
-    if (nargs != 2) {
-        return PyErr_Format(PyExc_TypeError, "_encode() takes a key and an event");
-    }
-    BusObject *bus = (BusObject *)self;
-    struct ftb_topic *topic = bus_topic_of(bus, args[0]);
-    struct ftb_thread *thread = topic != NULL ? bus_thread() : NULL;
-    struct ftb_cell *cell = thread != NULL ? bus_cell(thread, topic->id) : NULL;
-    struct delivery delivery = {.bus = bus, .event = args[1]};
-    if (cell != NULL && delivery_encoded(&delivery) != NULL
-        && delivery.encoded != delivery.event) {
-        ftb_count_local(&cell->encoded, 1);
-    }
-    return delivery.encoded;
-}
-
-static bool
-is_same_handler(const struct ftb_handler *handler, void *context)
-{
-    return handler == context;
-}
-
-/* Call a once-handler if this thread is the one that claims it. Returns a result, or
- * NULL with or without (*skip) an exception. */
-static PyObject *
-call_once(struct ftb_handler *handler, const struct ftb_call *call, PyObject *event,
-          int *skip)
-{
-    uint32_t active = FTB_HANDLER_ACTIVE;
-    /* acq_rel: racing emits and cancel agree on one owner. */
-    if (!ftb_cas_acq_rel(&handler->state, &active, FTB_HANDLER_SPENT)) {
-        *skip = 1;
-        return NULL;
-    }
-    PyObject *result = call_handler(call, event);
-    PyObject *error = PyErr_GetRaisedException();
-    size_t removed_n;
-    if (ftb_topic_remove(handler->topic, is_same_handler, handler, &removed_n)
-        != FTB_OK) {
-        removed_n = 0; /* no memory for a shorter snapshot: it is spent all the same */
-    }
-    PyErr_SetRaisedException(error);
-    return result;
-}
-
-static PyObject *
-call_special(struct delivery *delivery, struct ftb_handler *handler, int *skip)
-{
-    struct ftb_call call = {handler->func, handler->self};
-    PyObject *event = delivery->event, *target = NULL, *result = NULL;
-    if (handler->flags & FTB_HANDLER_WEAK) {
-        PyObject **weak = (PyObject **)(call.self != NULL ? &call.self : &call.func);
-        int alive = PyWeakref_GetRef(*weak, &target);
-        if (alive <= 0) {
-            *skip = alive == 0; /* its callback takes the handler out */
-            return NULL;
-        }
-        *weak = target;
-    }
-    if (handler->flags & FTB_HANDLER_ENCODED) {
-        event = delivery_encoded(delivery);
-    }
-    if (event != NULL) {
-        result = handler->flags & FTB_HANDLER_ONCE
-                     ? call_once(handler, &call, event, skip)
-                     : call_handler(&call, event);
-    }
-    Py_XDECREF(target);
-    return result;
-}
-
 /* A handler that was cancelled since the snapshot was taken starts no more. */
 static inline int
 is_cancelled(struct ftb_snapshot *snapshot, uint32_t i)
@@ -207,7 +49,7 @@ snapshot_run(struct delivery *delivery, struct ftb_snapshot *snapshot)
         } else {
             int skip = 0;
             handler = ftb_snapshot_handlers(snapshot)[i];
-            result = call_special(delivery, handler, &skip);
+            result = delivery_call_special(delivery, handler, &skip);
             if (skip) {
                 continue;
             }
@@ -218,7 +60,7 @@ snapshot_run(struct delivery *delivery, struct ftb_snapshot *snapshot)
             continue;
         }
         handler = ftb_snapshot_handlers(snapshot)[i];
-        if (handler_failed(delivery, handler) < 0) {
+        if (delivery_failed(delivery, handler) < 0) {
             return -1;
         }
     }
@@ -228,8 +70,7 @@ snapshot_run(struct delivery *delivery, struct ftb_snapshot *snapshot)
 static PyObject *
 raise_too_deep(BusObject *bus, PyObject *key)
 {
-    return ftb_raise("EmitDepthError",
-                     Py_BuildValue("(OOi)", bus, key, FTB_DEPTH_MAX));
+    return ftb_raise("EmitDepthError", Py_BuildValue("(OOi)", bus, key, FTB_DEPTH_MAX));
 }
 
 /* One topic's handlers, bases not included, counted under that topic. */
@@ -254,8 +95,9 @@ run_topic(struct delivery *delivery, struct ftb_topic *topic, struct ftb_thread 
     if (FTB_UNLIKELY(delivery->failed_n != failed_before)) {
         ftb_count_local(&cell->failed, delivery->failed_n - failed_before);
     }
-    if (FTB_UNLIKELY(delivery->encoded != NULL && encoded_before == 0
-                     && delivery->encoded != delivery->event)) {
+    if (FTB_UNLIKELY(
+            delivery->encoded != NULL && encoded_before == 0
+            && delivery->encoded != delivery->event)) {
         ftb_count_local(&cell->encoded, 1);
     }
     return stopped < 0 ? -1 : (Py_ssize_t)handled_n;
@@ -319,8 +161,8 @@ delivery_result(struct delivery *delivery, PyObject *key, Py_ssize_t ran_n)
         return PyLong_FromSsize_t(ran_n);
     }
     if (ran_n >= 0) {
-        ftb_raise("HandlerErrors",
-                  Py_BuildValue("(OOn)", key, delivery->errors, ran_n));
+        ftb_raise(
+            "HandlerErrors", Py_BuildValue("(OOn)", key, delivery->errors, ran_n));
     }
     delivery_fini(delivery);
     return NULL;
@@ -330,7 +172,7 @@ static struct delivery
 delivery_of(BusObject *bus, PyObject *event)
 {
     return (struct delivery){
-        .bus = bus, .event = event, .collects = !bus->logs_errors};
+        .bus = bus, .event = event, .collects = !bus->logs_errors, .has_caller = 1};
 }
 
 static FTB_NOINLINE PyObject *
@@ -408,19 +250,18 @@ topic_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kw
 static inline struct ftb_topic *
 front_find(BusObject *bus, struct ftb_thread *thread, PyObject *key)
 {
-    struct ftb_front *front
-        = &thread->front[((uintptr_t)key >> 4) % FTB_FRONT_SLOTS];
+    struct ftb_front *front = &thread->front[((uintptr_t)key >> 4) % FTB_FRONT_SLOTS];
     return front->key == key && front->bus_serial == bus->core->serial ? front->topic
                                                                        : NULL;
 }
 
 static void
-front_fill(BusObject *bus, struct ftb_thread *thread, PyObject *key,
-           struct ftb_topic *topic)
+front_fill(
+    BusObject *bus, struct ftb_thread *thread, PyObject *key, struct ftb_topic *topic)
 {
     if (ftb_is_immortal(key)) {
-        thread->front[((uintptr_t)key >> 4) % FTB_FRONT_SLOTS]
-            = (struct ftb_front){key, bus->core->serial, topic};
+        thread->front[((uintptr_t)key >> 4) % FTB_FRONT_SLOTS] =
+            (struct ftb_front){key, bus->core->serial, topic};
     }
 }
 
@@ -434,7 +275,7 @@ bus_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwna
     }
     PyObject *pair[2], *key, *event;
     struct ftb_topic *topic = NULL;
-    if (FTB_LIKELY(nargs == 2)) {
+    if (FTB_LIKELY(nargs == 2 && kwnames == NULL)) {
         topic = front_find(bus, thread, args[0]);
         if (FTB_LIKELY(topic != NULL)) {
             return emit_on_topic(bus, topic, args[1]);
@@ -485,9 +326,9 @@ PyObject *
 bus_emit_many(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     if (nargs != 2) {
-        PyErr_Format(PyExc_TypeError,
-                     "emit_many() takes a key and an iterable of events, %zd given",
-                     nargs);
+        PyErr_Format(
+            PyExc_TypeError,
+            "emit_many() takes a key and an iterable of events, %zd given", nargs);
         return NULL;
     }
     struct ftb_topic *topic = bus_topic_of((BusObject *)self, args[0]);

@@ -11,37 +11,53 @@ struct delivery {
     PyObject *encoded; /* the event as a Buffer, made on first need; owned */
     PyObject *errors;  /* list of what handlers raised, made on first need; owned */
     int collects;      /* failures go to `errors`; else they are reported at once */
+    int has_caller;    /* KeyboardInterrupt and its like go up; else reported too */
     uint64_t handled_n;
     uint64_t failed_n;
 };
 
 /* Run the handlers of a topic, and for a class those of its bases. Returns how many
  * ran, or -1 if one raised what must not be held back (KeyboardInterrupt and the like,
- * only if delivery->collects) or the record could not be had. */
-Py_ssize_t
-delivery_run(struct delivery *delivery, struct ftb_topic *topic);
+ * only if delivery->has_caller) or the record could not be had. */
+Py_ssize_t delivery_run(struct delivery *delivery, struct ftb_topic *topic);
 
 /* The same for a class that has no topic of its own. */
-Py_ssize_t
-delivery_run_bases(struct delivery *delivery, PyObject *class);
+Py_ssize_t delivery_run_bases(struct delivery *delivery, PyObject *class);
 
 /* _encode(key, event): the event as encoded handlers get it, counted under the key. */
-PyObject *
-bus_encode(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+PyObject *bus_encode(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+
+/* Call a handler that has flags; *skip is set if it turned out that it must not run. */
+PyObject *delivery_call_special(
+    struct delivery *delivery, struct ftb_handler *handler, int *skip);
+
+/* A handler raised: returns 0 to go on with the next one, -1 to let it through. */
+int delivery_failed(struct delivery *delivery, struct ftb_handler *handler);
 
 /* Drop what the delivery owns. */
-void
-delivery_fini(struct delivery *delivery);
+void delivery_fini(struct delivery *delivery);
+
+/* Call one handler with an event; new reference or NULL. */
+static inline PyObject *
+call_handler(const struct ftb_call *call, PyObject *event)
+{
+    /* One spare place in front, as the vectorcall protocol lets the callee use. */
+    PyObject *stack[3] = {NULL, call->self, event};
+    if (call->self == NULL) {
+        return PyObject_Vectorcall(
+            call->func, stack + 2, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    }
+    return PyObject_Vectorcall(
+        call->func, stack + 1, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+}
 
 /* The bodies of bus.emit, bus.emit_many, topic.emit, topic.emit_many. */
 PyObject *
 bus_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames);
-PyObject *
-bus_emit_many(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+PyObject *bus_emit_many(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 PyObject *
 topic_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames);
-PyObject *
-topic_emit_many(PyObject *self, PyObject *events);
+PyObject *topic_emit_many(PyObject *self, PyObject *events);
 
 /* Hand an exception (stolen) to bus._report_failure(exception, key, handler); whatever
  * that raises goes to sys.unraisablehook. */

@@ -5,12 +5,10 @@
 #include <Python.h>
 
 /* A new reference to ftbus.errors.<name>, or NULL with an exception set. */
-PyObject *
-ftb_error_type(const char *name);
+PyObject *ftb_error_type(const char *name);
 
 /* Raise ftbus.errors.<name>(*arguments); steals the tuple (NULL: an exception is set
  * already and stays). Always returns NULL. */
-PyObject *
-ftb_raise(const char *name, PyObject *arguments);
+PyObject *ftb_raise(const char *name, PyObject *arguments);
 
 #endif

@@ -3,8 +3,7 @@
 #include "errors.h"
 
 typedef struct {
-    PyObject_HEAD
-    struct ftb_key key;
+    PyObject_HEAD struct ftb_key key;
     PyObject *value; /* exact str, bytes or int */
 } KeyObject;
 
@@ -66,8 +65,9 @@ ftb_object_key_try(PyObject *object, struct ftb_object_key *key)
         return int_key(object, key);
     }
     if (PyBytes_CheckExact(object) && PyBytes_GET_SIZE(object) <= UINT32_MAX) {
-        key->view = ftb_keyview_of(FTB_KEY_BYTES, PyBytes_AS_STRING(object),
-                                   (uint32_t)PyBytes_GET_SIZE(object));
+        key->view = ftb_keyview_of(
+            FTB_KEY_BYTES, PyBytes_AS_STRING(object),
+            (uint32_t)PyBytes_GET_SIZE(object));
         return 1;
     }
     if (PyObject_TypeCheck((PyObject *)Py_TYPE(object), (PyTypeObject *)enum_type)) {
@@ -126,8 +126,9 @@ key_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     (void)type;
     Py_ssize_t n = PyTuple_GET_SIZE(args);
     if (n == 0 || (kwargs != NULL && PyDict_GET_SIZE(kwargs) != 0)) {
-        PyErr_SetString(PyExc_TypeError,
-                        "Key takes one str, bytes or int, or several str segments");
+        PyErr_SetString(
+            PyExc_TypeError,
+            "Key takes one str, bytes or int, or several str segments");
         return NULL;
     }
     PyObject *first = PyTuple_GET_ITEM(args, 0);
@@ -171,8 +172,8 @@ key_hash(PyObject *self)
 static PyObject *
 key_richcompare(PyObject *self, PyObject *other, int op)
 {
-    PyObject *right
-        = Py_IS_TYPE(other, &ftb_key_type) ? ((KeyObject *)other)->value : other;
+    PyObject *right =
+        Py_IS_TYPE(other, &ftb_key_type) ? ((KeyObject *)other)->value : other;
     if (!PyUnicode_CheckExact(right) && !PyBytes_CheckExact(right)
         && !PyLong_CheckExact(right)) {
         Py_RETURN_NOTIMPLEMENTED;
@@ -226,10 +227,12 @@ key_reduce(PyObject *self, PyObject *unused)
 
 static PyGetSetDef key_getset[] = {
     {"hash64", key_hash64, NULL,
-     "XXH3-64 of the key's bytes (UTF-8 for str, little-endian 64 bit for int), an int\n"
+     "XXH3-64 of the key's bytes (UTF-8 for str, little-endian 64 bit for int), an "
+     "int\n"
      "in 0..2**64-1. The same in every process and on every machine.",
      NULL},
-    {"segments", key_segments, NULL, "The parts between the dots, a tuple of str.", NULL},
+    {"segments", key_segments, NULL, "The parts between the dots, a tuple of str.",
+     NULL},
     {"value", key_value, NULL, "The str, bytes or int that the key was made from.",
      NULL},
     {NULL, NULL, NULL, NULL, NULL},
@@ -241,8 +244,7 @@ static PyMethodDef key_methods[] = {
 };
 
 PyTypeObject ftb_key_type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "ftbus.Key",
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "ftbus.Key",
     .tp_basicsize = sizeof(KeyObject),
     .tp_dealloc = key_dealloc,
     .tp_repr = key_repr,
@@ -253,7 +255,8 @@ PyTypeObject ftb_key_type = {
     .tp_doc = PyDoc_STR(
         "Key(value, /)\nKey(*segments)\n--\n\n"
         "Make a compact key from a str, bytes or int, or from str segments.\n\n"
-        "Key('player.moved') and the plain 'player.moved' name the same topic. A Key is\n"
+        "Key('player.moved') and the plain 'player.moved' name the same topic. A Key "
+        "is\n"
         "immutable, hashable and safe to share between threads; its hash64 is stable\n"
         "across processes.\n\n"
         "Raises UnsupportedKeyError for any other kind of value."),

@@ -19,12 +19,10 @@ struct ftb_object_key {
 
 /* Fill *key from an object. Returns 1, 0 if the object is of no kind that can be a key,
  * or -1 with an exception (a str that is not valid Unicode text, an int past 64 bits). */
-int
-ftb_object_key_try(PyObject *object, struct ftb_object_key *key);
+int ftb_object_key_try(PyObject *object, struct ftb_object_key *key);
 
 /* The same, but no key at all raises UnsupportedKeyError: returns 0 or -1. */
-int
-ftb_object_key_of(PyObject *object, struct ftb_object_key *key);
+int ftb_object_key_of(PyObject *object, struct ftb_object_key *key);
 
 /* True if the object is never freed, so that its address is a name for ever. */
 static inline int
@@ -38,7 +36,6 @@ ftb_is_immortal(PyObject *object)
 }
 
 /* Make the type ready and add it to the module. */
-int
-ftb_key_type_ready(PyObject *module);
+int ftb_key_type_ready(PyObject *module);
 
 #endif

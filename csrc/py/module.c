@@ -5,8 +5,7 @@
 #include "bus.h"
 #include "key.h"
 
-PyObject *
-ftb_pin_object(PyObject *module, PyObject *object);
+PyObject *ftb_pin_object(PyObject *module, PyObject *object);
 
 static PyObject *
 after_fork_child(PyObject *module, PyObject *unused)
@@ -28,7 +27,8 @@ reclaim(PyObject *module, PyObject *unused)
 
 static PyMethodDef module_methods[] = {
     {"after_fork_child", after_fork_child, METH_NOARGS,
-     PyDoc_STR("Make the core usable in a fork's child, where other threads are gone.")},
+     PyDoc_STR(
+         "Make the core usable in a fork's child, where other threads are gone.")},
     {"pin_object", ftb_pin_object, METH_O,
      PyDoc_STR("Let an object of this module live until the process ends.")},
     {"reclaim", reclaim, METH_NOARGS,

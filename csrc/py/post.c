@@ -64,9 +64,9 @@ static PyObject *
 rejected_full(struct post *post)
 {
     rejected(post);
-    return ftb_raise("QueueFullError",
-                     Py_BuildValue("(OOI)", post->bus, key_of(post),
-                                   post->bus->queue_size));
+    return ftb_raise(
+        "QueueFullError",
+        Py_BuildValue("(OOI)", post->bus, key_of(post), post->bus->queue_size));
 }
 
 /* Give up the oldest queued event in favour of this one. */
@@ -93,12 +93,11 @@ wait_round(struct post *post, uint64_t deadline_ns)
     }
     uint64_t slice_end = ftb_now_ns() + SLICE_NS;
     Py_BEGIN_ALLOW_THREADS
-    /* Whatever it says, the next try finds out. */
-    enum ftb_result result = ftb_pool_wait_space(
-        post->pool, slice_end < deadline_ns ? slice_end : deadline_ns);
+        /* Whatever it says, the next try finds out. */
+        enum ftb_result result = ftb_pool_wait_space(
+            post->pool, slice_end < deadline_ns ? slice_end : deadline_ns);
     (void)result;
-    Py_END_ALLOW_THREADS
-    return PyErr_CheckSignals();
+    Py_END_ALLOW_THREADS return PyErr_CheckSignals();
 }
 
 static PyObject *
@@ -181,7 +180,8 @@ post_run(struct post *post)
         PyErr_NoMemory();
     }
     if (result != Py_True) {
-        PyObject *error = PyErr_GetRaisedException(); /* the payload may have a __del__ */
+        PyObject *error =
+            PyErr_GetRaisedException(); /* the payload may have a __del__ */
         Py_DECREF((PyObject *)post->item.payload);
         PyErr_SetRaisedException(error);
     }
@@ -190,8 +190,9 @@ post_run(struct post *post)
 
 /* Everything but the payload. 0 or -1. */
 static int
-post_init(struct post *post, BusObject *bus, struct ftb_topic *topic,
-          PyObject *partition, uint64_t timeout_ns)
+post_init(
+    struct post *post, BusObject *bus, struct ftb_topic *topic, PyObject *partition,
+    uint64_t timeout_ns)
 {
     *post = (struct post){.bus = bus, .topic = topic, .timeout_ns = timeout_ns};
     post->item.target = topic;
@@ -207,15 +208,15 @@ post_init(struct post *post, BusObject *bus, struct ftb_topic *topic,
     if (thread == NULL) {
         return -1;
     }
-    post->cell
-        = bus_cell(thread, topic != NULL ? topic->id : bus->core->unheard_id);
+    post->cell = bus_cell(thread, topic != NULL ? topic->id : bus->core->unheard_id);
     post->pool = post->cell != NULL ? pool_of(bus) : NULL;
     return post->pool != NULL ? 0 : -1;
 }
 
 PyObject *
-bus_post_event(BusObject *bus, struct ftb_topic *topic, PyObject *event,
-               PyObject *partition, uint64_t timeout_ns)
+bus_post_event(
+    BusObject *bus, struct ftb_topic *topic, PyObject *event, PyObject *partition,
+    uint64_t timeout_ns)
 {
     struct post post;
     if (post_init(&post, bus, topic, partition, timeout_ns) < 0) {
@@ -244,10 +245,10 @@ static const char *const post_many_names[] = {"key", "events", "partition", "tim
 
 static const struct args_spec bus_post_spec = {"post", post_names, 4, 2, 1};
 static const struct args_spec topic_post_spec = {"post", post_names + 1, 3, 1, 0};
-static const struct args_spec bus_post_many_spec
-    = {"post_many", post_many_names, 4, 2, 2};
-static const struct args_spec topic_post_many_spec
-    = {"post_many", post_many_names + 1, 3, 1, 1};
+static const struct args_spec bus_post_many_spec = {
+    "post_many", post_many_names, 4, 2, 2};
+static const struct args_spec topic_post_many_spec = {
+    "post_many", post_many_names + 1, 3, 1, 1};
 
 /* arguments: event, partition, timeout; NULL where absent. */
 static PyObject *
@@ -257,8 +258,9 @@ post_unpacked(BusObject *bus, struct ftb_topic *topic, PyObject **arguments)
     if (topic == NULL || bus_timeout_ns(arguments[2], &timeout_ns) < 0) {
         return NULL;
     }
-    return bus_post_event(bus, topic, arguments[0] != NULL ? arguments[0] : Py_None,
-                          arguments[1], timeout_ns);
+    return bus_post_event(
+        bus, topic, arguments[0] != NULL ? arguments[0] : Py_None, arguments[1],
+        timeout_ns);
 }
 
 PyObject *
@@ -282,25 +284,25 @@ bus_post(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwna
     if (bus_key_and_event(out[0], out[1], &out[0], &out[1]) < 0) {
         return NULL;
     }
-    return post_unpacked((BusObject *)self, bus_topic_of((BusObject *)self, out[0]),
-                         out + 1);
+    return post_unpacked(
+        (BusObject *)self, bus_topic_of((BusObject *)self, out[0]), out + 1);
 }
 
 /* Post what `iterator` yields; a callable partition is asked for each event. */
 static Py_ssize_t
-post_each(BusObject *bus, struct ftb_topic *topic, PyObject *iterator,
-          PyObject *partition, uint64_t timeout_ns)
+post_each(
+    BusObject *bus, struct ftb_topic *topic, PyObject *iterator, PyObject *partition,
+    uint64_t timeout_ns)
 {
     Py_ssize_t queued_n = 0;
     PyObject *event;
     int is_function = partition != NULL && PyCallable_Check(partition);
     while ((event = PyIter_Next(iterator)) != NULL) {
-        PyObject *own = is_function ? PyObject_CallOneArg(partition, event)
-                                    : Py_XNewRef(partition);
-        PyObject *queued
-            = own == NULL && is_function
-                  ? NULL
-                  : bus_post_event(bus, topic, event, own, timeout_ns);
+        PyObject *own =
+            is_function ? PyObject_CallOneArg(partition, event) : Py_XNewRef(partition);
+        PyObject *queued = own == NULL && is_function
+                               ? NULL
+                               : bus_post_event(bus, topic, event, own, timeout_ns);
         Py_XDECREF(own);
         Py_DECREF(event);
         if (queued == NULL) {
@@ -317,8 +319,7 @@ post_chunk(struct post *post, struct ftb_item *items, uint32_t n)
 {
     uint32_t accepted_n = 0;
     Py_ssize_t queued_n;
-    enum ftb_result result
-        = ftb_pool_try_post_many(post->pool, items, n, &accepted_n);
+    enum ftb_result result = ftb_pool_try_post_many(post->pool, items, n, &accepted_n);
     (void)result; /* full or closed: the first that is left finds out */
     ftb_count_local(&post->cell->posted, accepted_n);
     queued_n = accepted_n;
@@ -341,8 +342,8 @@ post_chunk(struct post *post, struct ftb_item *items, uint32_t n)
 
 /* The fast way without partitions: chunks with one accounting and one wake-up. */
 static Py_ssize_t
-post_chunks(BusObject *bus, struct ftb_topic *topic, PyObject *iterator,
-            uint64_t timeout_ns)
+post_chunks(
+    BusObject *bus, struct ftb_topic *topic, PyObject *iterator, uint64_t timeout_ns)
 {
     struct post post;
     struct ftb_item items[FTB_BATCH_MAX];
@@ -381,17 +382,17 @@ post_many_unpacked(BusObject *bus, struct ftb_topic *topic, PyObject **arguments
     if (iterator == NULL) {
         return NULL;
     }
-    Py_ssize_t queued_n
-        = arguments[1] != NULL && arguments[1] != Py_None
-              ? post_each(bus, topic, iterator, arguments[1], timeout_ns)
-              : post_chunks(bus, topic, iterator, timeout_ns);
+    Py_ssize_t queued_n =
+        arguments[1] != NULL && arguments[1] != Py_None
+            ? post_each(bus, topic, iterator, arguments[1], timeout_ns)
+            : post_chunks(bus, topic, iterator, timeout_ns);
     Py_DECREF(iterator);
     return queued_n < 0 ? NULL : PyLong_FromSsize_t(queued_n);
 }
 
 PyObject *
-topic_post_many(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
-                PyObject *kwnames)
+topic_post_many(
+    PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
     PyObject *out[3];
     TopicObject *topic = (TopicObject *)self;
@@ -402,12 +403,13 @@ topic_post_many(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
 }
 
 PyObject *
-bus_post_many(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+bus_post_many(
+    PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
     PyObject *out[4];
     if (args_unpack(&bus_post_many_spec, args, nargs, kwnames, out) < 0) {
         return NULL;
     }
-    return post_many_unpacked((BusObject *)self,
-                              bus_topic_of((BusObject *)self, out[0]), out + 1);
+    return post_many_unpacked(
+        (BusObject *)self, bus_topic_of((BusObject *)self, out[0]), out + 1);
 }

@@ -23,8 +23,8 @@ static int
 handler_cancel(struct ftb_handler *handler)
 {
     size_t removed_n;
-    enum ftb_result result
-        = ftb_topic_remove(handler->topic, is_this_handler, handler, &removed_n);
+    enum ftb_result result =
+        ftb_topic_remove(handler->topic, is_this_handler, handler, &removed_n);
     ftb_reclaim();
     if (result != FTB_OK) {
         PyErr_NoMemory();
@@ -58,15 +58,16 @@ weak_target_died(PyObject *capsule, PyObject *unused)
     if (link == NULL) {
         return NULL;
     }
-    if (ftb_topic_remove(link->topic, has_serial, &link->serial, &removed_n) != FTB_OK) {
+    if (ftb_topic_remove(link->topic, has_serial, &link->serial, &removed_n)
+        != FTB_OK) {
         return PyErr_NoMemory();
     }
     ftb_reclaim();
     Py_RETURN_NONE;
 }
 
-static PyMethodDef weak_target_died_def
-    = {"_weak_target_died", weak_target_died, METH_O, NULL};
+static PyMethodDef weak_target_died_def = {
+    "_weak_target_died", weak_target_died, METH_O, NULL};
 
 static void
 weak_link_free(PyObject *capsule)
@@ -107,8 +108,8 @@ static struct callable_parts
 parts_of(PyObject *callable)
 {
     if (PyMethod_Check(callable)) {
-        return (struct callable_parts){PyMethod_GET_FUNCTION(callable),
-                                       PyMethod_GET_SELF(callable)};
+        return (struct callable_parts){
+            PyMethod_GET_FUNCTION(callable), PyMethod_GET_SELF(callable)};
     }
     return (struct callable_parts){callable, NULL};
 }
@@ -136,8 +137,9 @@ handler_fill(struct ftb_handler *handler, PyObject *callable, PyObject *original
 }
 
 PyObject *
-subscription_new(BusObject *bus, PyObject *key, PyObject *callable,
-                 PyObject *original, int priority, uint32_t flags)
+subscription_new(
+    BusObject *bus, PyObject *key, PyObject *callable, PyObject *original, int priority,
+    uint32_t flags)
 {
     if (!PyCallable_Check(callable)) {
         return ftb_raise("HandlerTypeError", Py_BuildValue("(OO)", key, original));
@@ -146,8 +148,8 @@ subscription_new(BusObject *bus, PyObject *key, PyObject *callable,
     if (topic == NULL) {
         return NULL;
     }
-    SubscriptionObject *self
-        = PyObject_GC_New(SubscriptionObject, &ftb_subscription_type);
+    SubscriptionObject *self =
+        PyObject_GC_New(SubscriptionObject, &ftb_subscription_type);
     if (self == NULL) {
         return NULL;
     }
@@ -265,9 +267,9 @@ topic_claim_handlers(struct ftb_topic *topic)
     }
     if (thread->depth >= FTB_DEPTH_MAX) {
         Py_DECREF(list);
-        return ftb_raise("EmitDepthError", Py_BuildValue("(OOi)", Py_None,
-                                                         topic->key_object,
-                                                         FTB_DEPTH_MAX));
+        return ftb_raise(
+            "EmitDepthError",
+            Py_BuildValue("(OOi)", Py_None, topic->key_object, FTB_DEPTH_MAX));
     }
     uint64_t odd = ftb_section_enter(thread);
     struct ftb_snapshot *snapshot = ftb_load_seq_cst(&topic->snapshot); /* (2) */
@@ -312,10 +314,10 @@ subscription_cancel(PyObject *object, PyObject *args, PyObject *kwargs)
     struct ftb_topic *topic = self->handler->topic;
     while (wait) {
         enum ftb_result result;
-        Py_BEGIN_ALLOW_THREADS
-        result = ftb_topic_wait_quiet(topic, bus_deadline_ns(50000000));
-        Py_END_ALLOW_THREADS
-        if (result == FTB_OK) {
+        Py_BEGIN_ALLOW_THREADS result =
+            ftb_topic_wait_quiet(topic, bus_deadline_ns(50000000));
+        Py_END_ALLOW_THREADS if (result == FTB_OK)
+        {
             ftb_reclaim();
             break;
         }
@@ -338,7 +340,8 @@ static PyObject *
 subscription_key(PyObject *self, void *unused)
 {
     (void)unused;
-    return Py_NewRef((PyObject *)((SubscriptionObject *)self)->handler->topic->key_object);
+    return Py_NewRef(
+        (PyObject *)((SubscriptionObject *)self)->handler->topic->key_object);
 }
 
 static PyObject *
@@ -375,15 +378,16 @@ subscription_repr(PyObject *self)
 {
     struct ftb_handler *handler = ((SubscriptionObject *)self)->handler;
     int is_active = ftb_load_acquire(&handler->state) == FTB_HANDLER_ACTIVE;
-    return PyUnicode_FromFormat("<Subscription %R -> %R, %s>",
-                                handler->topic->key_object, handler->callable,
-                                is_active ? "active" : "cancelled");
+    return PyUnicode_FromFormat(
+        "<Subscription %R -> %R, %s>", handler->topic->key_object, handler->callable,
+        is_active ? "active" : "cancelled");
 }
 
 static int
 subscription_traverse(PyObject *object, visitproc visit, void *arg)
 {
-    Py_VISIT(((SubscriptionObject *)object)->bus); /* the handler is the bus's to visit */
+    Py_VISIT(
+        ((SubscriptionObject *)object)->bus); /* the handler is the bus's to visit */
     return 0;
 }
 
@@ -421,26 +425,27 @@ static PyGetSetDef subscription_getset[] = {
 static PyMethodDef subscription_methods[] = {
     {"cancel", (PyCFunction)(void (*)(void))subscription_cancel,
      METH_VARARGS | METH_KEYWORDS,
-     PyDoc_STR("cancel($self, /, wait=False)\n--\n\n"
-               "Stop the handler: it starts in no emit that begins after this returns.\n\n"
-               "With wait=True, also wait until every call of it in other threads has\n"
-               "ended (a call in this thread is not waited for). Returns True the first\n"
-               "time. Idempotent; any thread.")},
+     PyDoc_STR(
+         "cancel($self, /, wait=False)\n--\n\n"
+         "Stop the handler: it starts in no emit that begins after this returns.\n\n"
+         "With wait=True, also wait until every call of it in other threads has\n"
+         "ended (a call in this thread is not waited for). Returns True the first\n"
+         "time. Idempotent; any thread.")},
     {"__enter__", subscription_enter, METH_NOARGS, NULL},
     {"__exit__", (PyCFunction)(void (*)(void))subscription_exit, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 
 PyTypeObject ftb_subscription_type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "ftbus.Subscription",
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "ftbus.Subscription",
     .tp_basicsize = sizeof(SubscriptionObject),
     .tp_dealloc = subscription_dealloc,
     .tp_repr = subscription_repr,
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC
-                | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-    .tp_doc = PyDoc_STR("One handler's subscription; made by bus.subscribe().\n\n"
-                        "A context manager: leaving it cancels."),
+    .tp_flags =
+        Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .tp_doc = PyDoc_STR(
+        "One handler's subscription; made by bus.subscribe().\n\n"
+        "A context manager: leaving it cancels."),
     .tp_traverse = subscription_traverse,
     .tp_clear = subscription_clear,
     .tp_methods = subscription_methods,

@@ -26,8 +26,8 @@ topic_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"bus", "key", NULL};
     PyObject *bus, *key;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O:Topic", names, &ftb_bus_type,
-                                     &bus, &key)) {
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "O!O:Topic", names, &ftb_bus_type, &bus, &key)) {
         return NULL;
     }
     struct ftb_topic *topic = bus_topic_of((BusObject *)bus, key);
@@ -64,29 +64,32 @@ static PyGetSetDef topic_getset[] = {
 
 static PyMethodDef topic_methods[] = {
     {"emit", (PyCFunction)(void (*)(void))topic_emit, METH_FASTCALL | METH_KEYWORDS,
-     PyDoc_STR("emit($self, event=None, /)\n--\n\n"
-               "Run the handlers here and now; return how many ran.\n\n"
-               "All handlers run even if one raises; then HandlerErrors, an\n"
-               "ExceptionGroup, is raised with all failures (or they are logged, with\n"
-               "errors='log'). Any thread. Bind it once per thread for the best speed:\n"
-               "emit = topic.emit.")},
+     PyDoc_STR(
+         "emit($self, event=None, /)\n--\n\n"
+         "Run the handlers here and now; return how many ran.\n\n"
+         "All handlers run even if one raises; then HandlerErrors, an\n"
+         "ExceptionGroup, is raised with all failures (or they are logged, with\n"
+         "errors='log'). Any thread. Bind it once per thread for the best speed:\n"
+         "emit = topic.emit.")},
     {"emit_many", topic_emit_many, METH_O,
-     PyDoc_STR("emit_many($self, events, /)\n--\n\n"
-               "Emit each event of an iterable; return how many handler calls ran.\n\n"
-               "Stops at the first event whose handlers raise. Any thread.")},
+     PyDoc_STR(
+         "emit_many($self, events, /)\n--\n\n"
+         "Emit each event of an iterable; return how many handler calls ran.\n\n"
+         "Stops at the first event whose handlers raise. Any thread.")},
     {"post", (PyCFunction)(void (*)(void))topic_post, METH_FASTCALL | METH_KEYWORDS,
-     PyDoc_STR("post($self, event=None, *, partition=None, timeout=None)\n--\n\n"
-               "Queue the event for the workers; see EventBus.post.")},
+     PyDoc_STR(
+         "post($self, event=None, *, partition=None, timeout=None)\n--\n\n"
+         "Queue the event for the workers; see EventBus.post.")},
     {"post_many", (PyCFunction)(void (*)(void))topic_post_many,
      METH_FASTCALL | METH_KEYWORDS,
-     PyDoc_STR("post_many($self, events, *, partition=None, timeout=None)\n--\n\n"
-               "Queue each event of an iterable; see EventBus.post_many.")},
+     PyDoc_STR(
+         "post_many($self, events, *, partition=None, timeout=None)\n--\n\n"
+         "Queue each event of an iterable; see EventBus.post_many.")},
     {NULL, NULL, 0, NULL},
 };
 
 PyTypeObject ftb_topic_type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "ftbus._core.Topic",
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "ftbus._core.Topic",
     .tp_basicsize = sizeof(TopicObject),
     .tp_dealloc = topic_dealloc,
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,

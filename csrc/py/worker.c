@@ -145,11 +145,10 @@ bus_work(PyObject *self, PyObject *index)
             ftb_pool_finish(pool, (uint32_t)worker_ix, &batch);
             /* A point where the collector may stop this thread: handlers written in C
              * reach none of their own. */
-            Py_BEGIN_ALLOW_THREADS
-            Py_END_ALLOW_THREADS
+            Py_BEGIN_ALLOW_THREADS Py_END_ALLOW_THREADS
         }
-        Py_BEGIN_ALLOW_THREADS
-        result = ftb_pool_wait_work(pool, (uint32_t)worker_ix, FTB_FOREVER);
+        Py_BEGIN_ALLOW_THREADS result =
+            ftb_pool_wait_work(pool, (uint32_t)worker_ix, FTB_FOREVER);
         Py_END_ALLOW_THREADS
     }
     Py_RETURN_NONE;
@@ -167,8 +166,8 @@ bus_timeout_ns(PyObject *seconds, uint64_t *timeout_ns)
         return -1;
     }
     if (!(value >= 0)) {
-        PyErr_Format(PyExc_ValueError, "timeout must be 0 or more seconds, not %R",
-                     seconds);
+        PyErr_Format(
+            PyExc_ValueError, "timeout must be 0 or more seconds, not %R", seconds);
         return -1;
     }
     if (value < 1e9) {
@@ -194,11 +193,10 @@ bus_drain(PyObject *self, PyObject *timeout)
     for (;;) {
         uint64_t slice_end = ftb_now_ns() + SLICE_NS;
         enum ftb_result result;
-        Py_BEGIN_ALLOW_THREADS
-        result = ftb_pool_wait_drained(
+        Py_BEGIN_ALLOW_THREADS result = ftb_pool_wait_drained(
             pool, own_n, slice_end < deadline_ns ? slice_end : deadline_ns);
-        Py_END_ALLOW_THREADS
-        if (result != FTB_TIMEOUT) {
+        Py_END_ALLOW_THREADS if (result != FTB_TIMEOUT)
+        {
             return PyBool_FromLong(result == FTB_OK);
         }
         if (PyErr_CheckSignals() < 0) {
@@ -252,9 +250,9 @@ worker_stats(ftb_pool_t *pool, uint32_t worker_ix)
 {
     struct ftb_pool_worker_stats stats;
     ftb_pool_worker_stats(pool, worker_ix, &stats);
-    return Py_BuildValue("{sKsKsKsKsK}", "taken", stats.taken, "stolen", stats.stolen,
-                         "batches", stats.batches, "parks", stats.parks, "busy_ns",
-                         stats.busy_ns);
+    return Py_BuildValue(
+        "{sKsKsKsKsK}", "taken", stats.taken, "stolen", stats.stolen, "batches",
+        stats.batches, "parks", stats.parks, "busy_ns", stats.busy_ns);
 }
 
 PyObject *
@@ -266,8 +264,9 @@ bus_pool_stats(PyObject *self, PyObject *unused)
     PyObject *workers = PyList_New(0);
     if (workers == NULL || pool == NULL) {
         return workers == NULL ? NULL
-                               : Py_BuildValue("{sNsIsI}", "workers", workers,
-                                               "pending", 0u, "queued_max", 0u);
+                               : Py_BuildValue(
+                                     "{sNsIsI}", "workers", workers, "pending", 0u,
+                                     "queued_max", 0u);
     }
     struct ftb_pool_stats stats;
     ftb_pool_stats(pool, &stats);
@@ -280,7 +279,7 @@ bus_pool_stats(PyObject *self, PyObject *unused)
         }
         Py_DECREF(worker);
     }
-    return Py_BuildValue("{sNsIsIsIsK}", "workers", workers, "pending",
-                         stats.unfinished, "queued", stats.queued, "queued_max",
-                         stats.queued_max, "wakes", stats.wakes);
+    return Py_BuildValue(
+        "{sNsIsIsIsK}", "workers", workers, "pending", stats.unfinished, "queued",
+        stats.queued, "queued_max", stats.queued_max, "wakes", stats.wakes);
 }

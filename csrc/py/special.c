@@ -1,0 +1,154 @@
+/* The cold side of an emit: handlers that are once, weak or encoded, and failures. */
+#include "buffer.h"
+#include "emit.h"
+#include "errors.h"
+
+void
+bus_report_failure(BusObject *bus, PyObject *error, PyObject *key, PyObject *handler)
+{
+    PyObject *done = PyObject_CallMethod(
+        (PyObject *)bus, "_report_failure", "OOO", error, key,
+        handler != NULL ? handler : Py_None);
+    if (done == NULL) {
+        PyErr_WriteUnraisable((PyObject *)bus);
+    }
+    Py_XDECREF(done);
+    Py_DECREF(error);
+}
+
+/* Note which handler and key on the exception, and keep it for the group. */
+static int
+failure_collect(struct delivery *delivery, PyObject *error, struct ftb_handler *handler)
+{
+    PyObject *note = PyUnicode_FromFormat(
+        "ftbus: handler %R of key %R", handler->callable, handler->topic->key_object);
+    PyObject *done =
+        note != NULL ? PyObject_CallMethod(error, "add_note", "O", note) : NULL;
+    if (done == NULL) {
+        PyErr_Clear(); /* a repr that fails must not hide the failure itself */
+    }
+    Py_XDECREF(done);
+    Py_XDECREF(note);
+    if (delivery->errors == NULL) {
+        delivery->errors = PyList_New(0);
+    }
+    int result = delivery->errors == NULL ? -1 : PyList_Append(delivery->errors, error);
+    Py_DECREF(error);
+    return result;
+}
+
+/* A handler raised: returns 0 to go on with the next one, -1 to let it through. */
+int
+delivery_failed(struct delivery *delivery, struct ftb_handler *handler)
+{
+    delivery->failed_n++;
+    PyObject *error = PyErr_GetRaisedException();
+    if (delivery->has_caller && !PyErr_GivenExceptionMatches(error, PyExc_Exception)) {
+        PyErr_SetRaisedException(error); /* KeyboardInterrupt, SystemExit */
+        return -1;
+    }
+    if (!delivery->collects) {
+        bus_report_failure(
+            delivery->bus, error, handler->topic->key_object, handler->callable);
+        return 0;
+    }
+    return failure_collect(delivery, error, handler);
+}
+
+/* The event as bytes, encoded once per delivery. Borrowed; NULL with an exception. */
+static PyObject *
+delivery_encoded(struct delivery *delivery)
+{
+    if (delivery->encoded != NULL) {
+        return delivery->encoded;
+    }
+    if (PyBytes_Check(delivery->event) || ftb_buffer_check(delivery->event)) {
+        delivery->encoded = Py_NewRef(delivery->event);
+        return delivery->encoded;
+    }
+    if (delivery->bus->encode == NULL) { /* collected, and used by a finalizer */
+        bus_raise_closed(delivery->bus, "encode");
+        return NULL;
+    }
+    PyObject *bytes = PyObject_CallOneArg(delivery->bus->encode, delivery->event);
+    if (bytes == NULL) {
+        return NULL;
+    }
+    delivery->encoded = ftb_buffer_from_object(NULL, bytes);
+    Py_DECREF(bytes);
+    return delivery->encoded;
+}
+
+PyObject *
+bus_encode(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 2) {
+        return PyErr_Format(PyExc_TypeError, "_encode() takes a key and an event");
+    }
+    BusObject *bus = (BusObject *)self;
+    struct ftb_topic *topic = bus_topic_of(bus, args[0]);
+    struct ftb_thread *thread = topic != NULL ? bus_thread() : NULL;
+    struct ftb_cell *cell = thread != NULL ? bus_cell(thread, topic->id) : NULL;
+    struct delivery delivery = {.bus = bus, .event = args[1]};
+    if (cell != NULL && delivery_encoded(&delivery) != NULL
+        && delivery.encoded != delivery.event) {
+        ftb_count_local(&cell->encoded, 1);
+    }
+    return delivery.encoded;
+}
+
+static bool
+is_same_handler(const struct ftb_handler *handler, void *context)
+{
+    return handler == context;
+}
+
+/* Call a once-handler if this thread is the one that claims it. Returns a result, or
+ * NULL with or without (*skip) an exception. */
+static PyObject *
+call_once(
+    struct ftb_handler *handler, const struct ftb_call *call, PyObject *event,
+    int *skip)
+{
+    uint32_t active = FTB_HANDLER_ACTIVE;
+    /* acq_rel: racing emits and cancel agree on one owner. */
+    if (!ftb_cas_acq_rel(&handler->state, &active, FTB_HANDLER_SPENT)) {
+        *skip = 1;
+        return NULL;
+    }
+    PyObject *result = call_handler(call, event);
+    PyObject *error = PyErr_GetRaisedException();
+    size_t removed_n;
+    if (ftb_topic_remove(handler->topic, is_same_handler, handler, &removed_n)
+        != FTB_OK) {
+        removed_n = 0; /* no memory for a shorter snapshot: it is spent all the same */
+    }
+    PyErr_SetRaisedException(error);
+    return result;
+}
+
+PyObject *
+delivery_call_special(struct delivery *delivery, struct ftb_handler *handler, int *skip)
+{
+    struct ftb_call call = {handler->func, handler->self};
+    PyObject *event = delivery->event, *target = NULL, *result = NULL;
+    if (handler->flags & FTB_HANDLER_WEAK) {
+        PyObject **weak = (PyObject **)(call.self != NULL ? &call.self : &call.func);
+        int alive = PyWeakref_GetRef(*weak, &target);
+        if (alive <= 0) {
+            *skip = alive == 0; /* its callback takes the handler out */
+            return NULL;
+        }
+        *weak = target;
+    }
+    if (handler->flags & FTB_HANDLER_ENCODED) {
+        event = delivery_encoded(delivery);
+    }
+    if (event != NULL) {
+        result = handler->flags & FTB_HANDLER_ONCE
+                     ? call_once(handler, &call, event, skip)
+                     : call_handler(&call, event);
+    }
+    Py_XDECREF(target);
+    return result;
+}
