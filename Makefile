@@ -15,11 +15,19 @@ C_TEXTS := $(C_SOURCES) $(wildcard csrc/tests/*.[ch] csrc/models/*.h csrc/models
 
 export FTBUS_WERROR ?= 1
 
+# An instrumented copy of the package stands on the path before the plain one (-P keeps
+# the current folder out of it), and pytest's output is not captured, so that a report
+# is seen even if the process dies of it.
+INSTRUMENT = FTBUS_SAN=$(SAN) $(PYTHON) setup.py --quiet build --build-lib $(SAN_LIB)
+SAN_LIB = build/$(SAN)/lib
+SAN_PYTEST := -P -m pytest -s -p no:xdist
+SITE = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+
 # The interpreter lies outside the project: without it a venv is of no use.
 $(shell test -x $(PYTHON) || rm -f $(VENV)/.packages)
 
-.PHONY: help demo setup test test-gil test-parallel check check-san format lint clean \
-        distclean
+.PHONY: help demo setup test test-gil test-parallel test-asan test-tsan check \
+        check-san models mutants format lint clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -50,6 +58,28 @@ test-gil: ## the Python tests on an ordinary interpreter, with the GIL
 
 test-parallel: setup ## every Python test in four threads at once, five times
 	$(PYTEST) --parallel-threads=4 --iterations=5 $(PYTEST_ARGS)
+
+test-asan: SAN := address,undefined
+test-asan: setup ## the Python tests with the extension under address and undefined
+	$(INSTRUMENT)
+	PYTHONPATH=$(SAN_LIB) PYTHONMALLOC=mimalloc_debug \
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	$(PYTHON) $(SAN_PYTEST) $(PYTEST_ARGS)
+
+test-tsan: SAN := thread
+test-tsan: setup ## the Python tests, interpreter and extension under ThreadSanitizer
+	$(INSTRUMENT)
+	python=$$(python3 tools/interpreter.py --kind tsan) && \
+	PYTHONPATH=$(SAN_LIB):$(SITE) \
+	TSAN_OPTIONS=suppressions=$(CURDIR)/tools/tsan.supp:handle_segv=0:exitcode=66 \
+	"$$python" $(SAN_PYTEST) $(PYTEST_ARGS)
+
+models: ## search the models of the lock-free pieces (needs Debian's relacy-dev)
+	$(MAKE) -j$(CORES) -C csrc models
+
+mutants: ## weaken the C core in every listed way: a model or a test must notice
+	$(MAKE) -C csrc mutants
 
 check: ## the C core's tests, which need no Python
 	$(MAKE) -j$(CORES) -C csrc check

@@ -31,6 +31,7 @@ type Overflow = Literal["block", "raise", "drop_newest", "drop_oldest"]
 _OVERFLOWS = ("block", "raise", "drop_newest", "drop_oldest")
 _QUEUE_MAX = 1 << 30
 _WORKERS_MAX = 1024
+_PRIORITY_MAX = 1 << 31
 
 logger = logging.getLogger("ftbus")
 
@@ -57,6 +58,7 @@ class EventBus(_core.Bus):
 
     __slots__ = (
         "_baseline",
+        "_closers",
         "_closing",
         "_codec",
         "_handles",
@@ -91,15 +93,21 @@ class EventBus(_core.Bus):
             raise InvalidOptionError("errors", errors, "'raise' or 'log'")
         if on_error is not None and not callable(on_error):
             raise InvalidOptionError("on_error", on_error, "a callable or None")
+        if not isinstance(name, str):
+            raise InvalidOptionError("name", name, "a str")
+        try:
+            self._codec = codecs.get(codec)
+        except TypeError as error:
+            raise InvalidOptionError("codec", codec, "a name or a Codec") from error
         self.name = name
-        self._codec = codecs.get(codec)
         self._on_error = on_error
         self._queue_size = queue_size
         self._overflow = overflow
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may post while it is held
         self._threads: list[threading.Thread] = []
         self._handles: dict[int, Topic] | None = None
         self._closing = False
+        self._closers: set[threading.Thread] = set()
         self._baseline: stats.BusStats | None = None
         self._configure(
             self._codec.encode,
@@ -138,6 +146,8 @@ class EventBus(_core.Bus):
         Raises UnsupportedKeyError, HandlerTypeError, InvalidOptionError and
         BusClosedError.
         """
+        if type(priority) is not int or not -_PRIORITY_MAX <= priority < _PRIORITY_MAX:
+            raise InvalidOptionError("priority", priority, "an int of 32 bits")
         target, flags = handlers.prepare(self, key, handler, weak=weak, loop=loop)
         if once:
             flags |= _core.ONCE

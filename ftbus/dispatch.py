@@ -7,19 +7,21 @@ import os
 import threading
 import time
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ftbus import _core
-from ftbus.errors import BusClosedError, HandlerErrors
+from ftbus.errors import BusClosedError, HandlerErrors, InvalidOptionError
 from ftbus.handlers import AsyncHandler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from ftbus._core import Claim
     from ftbus.bus import EventBus
 
 # Handlers may recurse: below 1 MiB CPython's own recursion limit comes too late.
 _STACK_BYTES_MIN = 1 << 20
+
+_DID_NOT_RUN = object()
 
 
 def worker_count(workers: int | None) -> int:
@@ -28,19 +30,38 @@ def worker_count(workers: int | None) -> int:
 
 
 def start_workers(bus: EventBus) -> None:
-    """Make the pool and start its threads. Caller holds bus._lock."""
-    bus._start_pool()
-    for index in range(bus._workers):
-        # An empty context: what the first poster has set is not the workers' business.
-        run = contextvars.Context().run
-        thread = threading.Thread(
-            target=run,
-            args=(bus._work, index),
-            name=f"{bus.name}-worker-{index}",
-            daemon=True,
-        )
-        _start_with_stack(thread)
-        bus._threads.append(thread)
+    """Start the threads, then make the pool. Caller holds bus._lock.
+
+    In this order, because events that are queued need a worker, and a system that
+    cannot start a thread must get no pool.
+    """
+    gate = threading.Event()
+    threads: list[threading.Thread] = []
+
+    def run(index: int) -> None:
+        gate.wait()
+        if threads:  # else the bus could not start
+            # An empty context: what the first poster has set is not the workers'.
+            contextvars.Context().run(bus._work, index)
+
+    try:
+        for index in range(bus._workers):
+            name = f"{bus.name}-worker-{index}"
+            thread = threading.Thread(
+                target=run, args=(index,), name=name, daemon=True
+            )
+            _start_with_stack(thread)
+            threads.append(thread)
+        if bus._threads:  # a finalizer that ran in between has posted
+            threads = []
+        else:
+            bus._start_pool()
+            bus._threads = threads
+    except BaseException:
+        threads = []
+        raise
+    finally:
+        gate.set()
 
 
 def _start_with_stack(thread: threading.Thread) -> None:
@@ -62,68 +83,88 @@ class _Call:
     def __init__(self, key: object, handlers_n: int) -> None:
         self.key = key
         self.future: Future[list[Any]] = Future()
+        # Its handlers are queued: cancel() is too late, and says so.
+        self.future.set_running_or_notify_cancel()
         self._lock = threading.Lock()
         self._left = handlers_n
-        self._results: list[Any] = [None] * handlers_n
-        self._errors: list[tuple[int, Exception]] = []
+        self._is_settled = False
+        self._results: list[Any] = [_DID_NOT_RUN] * handlers_n
+        self._errors: dict[int, Exception] = {}
 
-    def run(self, index: int, function: Callable[[Any], Any], event: object) -> None:
-        """Run one handler, unless the call has ended, and keep what comes of it."""
-        if self.future.done():
-            return
+    def run(self, index: int, claim: Claim, event: object) -> None:
+        """Run one handler and keep what comes of it; never raises an Exception."""
+        function = claim.function
         try:
             if isinstance(function, AsyncHandler):
-                function.start(event).add_done_callback(
-                    lambda done: self._finish_async(index, done)
-                )
-                return
-            result = function(event)
+                result = claim.run(event, function.start)
+            else:
+                result = claim.run(event)
         except Exception as error:
-            error.add_note(f"ftbus: handler {function!r} of key {self.key!r}")
-            self._finish(index, None, error)
+            _note(error, claim)
+            self.finish(index, error=error)
         except BaseException as error:
             self.abort(error)
             raise
         else:
-            self._finish(index, result, None)
+            if result is claim:  # cancelled meanwhile
+                self.finish(index)
+            elif isinstance(function, AsyncHandler):
+                result.add_done_callback(
+                    lambda done: self._finish_async(index, claim, done)
+                )
+            else:
+                self.finish(index, result)
 
-    def _finish_async(self, index: int, done: Future[Any]) -> None:
+    def _finish_async(self, index: int, claim: Claim, done: Future[Any]) -> None:
         if done.cancelled():
-            self._finish(index, None, RuntimeError("the event loop cancelled it"))
-        elif isinstance(error := done.exception(), Exception):
-            self._finish(index, None, error)
-        elif error is not None:
-            self.abort(error)
+            error: BaseException | None = RuntimeError("its event loop cancelled it")
         else:
-            self._finish(index, done.result(), None)
+            error = done.exception()
+        if error is None:
+            self.finish(index, done.result())
+        elif isinstance(error, Exception):
+            _note(error, claim)
+            self.finish(index, error=error)
+        else:
+            self.abort(error)
 
-    def _finish(self, index: int, result: object, error: Exception | None) -> None:
+    def finish(
+        self, index: int, result: object = _DID_NOT_RUN, error: Exception | None = None
+    ) -> None:
+        """Keep the outcome of one handler; with the last, settle the Future."""
         with self._lock:
             self._results[index] = result
             if error is not None:
-                self._errors.append((index, error))
+                self._errors[index] = error
             self._left -= 1
-            is_last = self._left == 0 and not self.future.done()
-        if is_last:
+            must_settle = self._left == 0 and not self._is_settled
+            self._is_settled |= must_settle
+        if must_settle:
             self.settle()
 
     def abort(self, error: BaseException) -> None:
-        """End the Future when a handler was interrupted or will not run."""
+        """A handler will not end: the caller must not wait for ever."""
         with self._lock:
-            self._left -= 1
-            is_first = not self.future.done()
-        if is_first:
+            must_settle = not self._is_settled
+            self._is_settled = True
+        if must_settle:
             self.future.set_exception(error)
 
     def settle(self) -> None:
-        """Give the Future its results, or all failures in handler order."""
+        """Give the Future the results, or all failures, in handler order."""
+        results = [value for value in self._results if value is not _DID_NOT_RUN]
         if self._errors:
-            errors = [error for _, error in sorted(self._errors, key=lambda e: e[0])]
-            self.future.set_exception(
-                HandlerErrors(self.key, errors, len(self._results))
-            )
+            errors = [self._errors[index] for index in sorted(self._errors)]
+            ran = len(results) + len(errors)
+            self.future.set_exception(HandlerErrors(self.key, errors, ran))
         else:
-            self.future.set_result(self._results)
+            self.future.set_result(results)
+
+
+def _note(error: Exception, claim: Claim) -> None:
+    """Say which handler failed; a repr that fails must not hide the failure."""
+    with suppress(Exception):
+        error.add_note(f"ftbus: handler {claim.handler!r} of key {claim.key!r}")
 
 
 def call(
@@ -132,46 +173,74 @@ def call(
     """Queue one task per handler; the Future completes with the last of them."""
     if bus.closed:
         raise BusClosedError(bus, "call")
-    keys = key.__mro__[:-1] if isinstance(key, type) else (key,)
-    handlers = [pair for each in keys for pair in bus._claim_handlers(each)]
-    state = _Call(key, len(handlers))
-    if not handlers:
+    keys: tuple[object, ...] = (key,)
+    if isinstance(key, type):
+        keys += tuple(base for base in key.__mro__[1:] if base is not object)
+    claims: list[Claim] = []
+    try:
+        for each in keys:
+            claims += bus._claim_handlers(each)
+        return _submit_all(bus, key, event, claims, timeout)
+    except BaseException:
+        for claim in claims:
+            claim.give_back()
+        raise
+
+
+def _submit_all(
+    bus: EventBus, key: object, event: object, claims: list[Claim], timeout: float | None
+) -> Future[list[Any]]:
+    """Queue the claimed handlers. Raises if the first is refused.
+
+    If a later one is, the others run already: then the Future says so.
+    """
+    state = _Call(key, len(claims))
+    if not claims:
         state.settle()
         return state.future
     encoded: object = None
-    if any(flags & _core.ENCODED for _, flags in handlers):
+    if any(claim.flags & _core.ENCODED for claim in claims):
         encoded = bus._encode(key, event)
-    for index, (function, flags) in enumerate(handlers):
-        payload = encoded if flags & _core.ENCODED else event
+    for index, claim in enumerate(claims):
+        payload = encoded if claim.flags & _core.ENCODED else event
+        task = _Task(state, index, claim, payload)
         try:
-            bus._submit(_Task(state, index, function, payload), timeout)
-        except BaseException as error:
-            state.abort(error)  # what is queued already then does not run
-            raise
+            if not bus._submit(task, timeout):
+                task.dropped()
+        except Exception as error:
+            if index == 0:
+                raise
+            for refused in range(index, len(claims)):
+                claims[refused].give_back()
+                state.finish(refused, error=error)
+            break
     return state.future
 
 
 class _Task:
     """One handler of a call, as the workers run it."""
 
-    __slots__ = ("_arguments", "_call")
+    __slots__ = ("_call", "_claim", "_event", "_index")
 
-    def __init__(
-        self, call: _Call, index: int, function: Callable[[Any], Any], event: object
-    ) -> None:
+    def __init__(self, call: _Call, index: int, claim: Claim, event: object) -> None:
         self._call = call
-        self._arguments = (index, function, event)
+        self._index = index
+        self._claim = claim
+        self._event = event
 
     def __call__(self) -> None:
-        self._call.run(*self._arguments)
+        self._call.run(self._index, self._claim, self._event)
 
     def dropped(self) -> None:
         """Let the Future say that this handler will not run."""
+        self._claim.give_back()
         self._call.abort(CancelledError("the event was dropped before it ran"))
 
 
 def close(bus: EventBus, *, drain: bool, timeout: float) -> int:
     """Drain, stop and release a bus; return the number of events left."""
+    if not isinstance(timeout, int | float) or not timeout >= 0:
+        raise InvalidOptionError("timeout", timeout, "0 or more seconds")
     deadline = time.monotonic() + timeout
     with bus._lock:
         bus._closing = True
@@ -180,15 +249,30 @@ def close(bus: EventBus, *, drain: bool, timeout: float) -> int:
         bus._drain(timeout)
     bus._stop_pool()
     left = bus._drop_queued()
-    me = threading.current_thread()
-    for thread in bus._threads:
-        if thread is not me:
-            thread.join(max(0.0, deadline - time.monotonic()))
+    stuck = _join(bus, deadline)
     left += bus._drop_queued()  # what a running partition held back before
-    stuck = sum(thread.is_alive() for thread in bus._threads if thread is not me)
+    left += bus._unstarted()  # what this thread took together with its own event
     bus._clear_handlers()
     if bus._handles:
         bus._handles.clear()
-    if stuck == 0:
-        return left
-    return left + int(bus._pool_stats()["pending"])
+    return left + bus.stats().pending if stuck else left
+
+
+def _join(bus: EventBus, deadline: float) -> bool:
+    """Wait for the workers to end; return whether one has not.
+
+    Not for this thread, and not for those that are closing the bus themselves: they
+    may be waiting here for this one.
+    """
+    me = threading.current_thread()
+    with bus._lock:
+        bus._closers.add(me)
+        others = [thread for thread in bus._threads if thread not in bus._closers]
+    try:
+        for thread in others:
+            left = min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
+            thread.join(max(0.0, left))
+        return any(thread.is_alive() for thread in others)
+    finally:
+        with bus._lock:
+            bus._closers.discard(me)

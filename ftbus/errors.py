@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 class FtbusError(Exception):
     """The base of every exception that ftbus raises on its own account."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by message and attributes: constructors take other arguments."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
 
 class UnsupportedKeyError(FtbusError, TypeError):
     """An object was used as a key that cannot be one."""
@@ -33,7 +37,7 @@ class HandlerTypeError(FtbusError, TypeError):
         self.key = key
         self.handler = handler
         super().__init__(
-            f"{_brief(handler)} cannot handle {key!r}: a handler is a callable that "
+            f"{_brief(handler)} cannot handle {_repr(key)}: a handler is a callable that "
             "takes the event"
         )
 
@@ -44,7 +48,7 @@ class InvalidOptionError(FtbusError, ValueError):
     def __init__(self, option: str, value: object, expected: str) -> None:
         self.option = option
         self.value = value
-        super().__init__(f"{option}={value!r} is not possible: use {expected}")
+        super().__init__(f"{option}={_repr(value)} is not possible: use {expected}")
 
 
 class BusClosedError(FtbusError, RuntimeError):
@@ -119,7 +123,7 @@ class HandlerErrors(ExceptionGroup[Exception]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by the constructor's own arguments."""
-        return HandlerErrors, (self.key, list(self.exceptions), self.ran)
+        return HandlerErrors, (self.key, list(self.exceptions), self.ran), vars(self)
 
 
 class ArenaLimitError(FtbusError, MemoryError):
@@ -157,11 +161,21 @@ class UnknownCodecError(FtbusError, LookupError):
         )
 
 
-def _brief(value: object) -> str:
+def _rebuild(
+    kind: type[FtbusError], args: tuple[Any, ...], attributes: dict[str, Any]
+) -> FtbusError:
+    self = kind.__new__(kind, *args)
+    self.__dict__.update(attributes)
+    return self
+
+
+def _repr(value: object) -> str:
     try:
         text = repr(value)
     except Exception as error:
         text = f"<repr raised {type(error).__name__}>"
-    if len(text) > 80:
-        text = text[:77] + "..."
-    return f"{type(value).__name__} {text}"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _brief(value: object) -> str:
+    return f"{type(value).__name__} {_repr(value)}"

@@ -7,6 +7,7 @@ import inspect
 import threading
 import weakref
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ftbus import _core
@@ -39,13 +40,25 @@ def prepare(
     if is_async(handler):
         if weak:
             raise InvalidOptionError("weak", weak, "weak=False for an async handler")
-        return AsyncHandler(bus, key, handler, loop or asyncio.get_running_loop()), 0
+        return AsyncHandler(bus, key, handler, _loop_of(loop)), 0
     if loop is not None:
         raise InvalidOptionError("loop", loop, "loop only with an async handler")
     if not weak:
         return handler, 0
     _check_weak(handler)
     return handler, _core.WEAK
+
+
+def _loop_of(loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
+    """Return the loop asked for, or the one that is running here."""
+    if isinstance(loop, asyncio.AbstractEventLoop):
+        return loop
+    if loop is None:
+        with suppress(RuntimeError):
+            return asyncio.get_running_loop()
+    raise InvalidOptionError(
+        "loop", loop, "an event loop, or register async handlers where one is running"
+    )
 
 
 def is_async(handler: object) -> bool:
@@ -61,6 +74,11 @@ def _check_weak(handler: Handler) -> None:
         getattr(handler, "__self__", None) if inspect.ismethod(handler) else handler
     )
     name = getattr(target, "__qualname__", "")
+    owner = getattr(target, "__self__", None) if inspect.isbuiltin(target) else None
+    if owner is not None and not inspect.ismodule(owner):
+        raise InvalidOptionError(
+            "weak", handler, "weak=False: a built-in method is made anew each time"
+        )
     if inspect.isfunction(target) and ("<lambda>" in name or "<locals>" in name):
         raise InvalidOptionError(
             "weak",
@@ -127,12 +145,14 @@ class _Inbox:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may emit while it is held
         self._waiting: deque[Callable[[], Coroutine[Any, Any, None]]] = deque()
         self._is_woken = False
         self._tasks: set[asyncio.Task[None]] = set()  # used by the loop's thread only
 
     def put(self, start: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        if self.loop.is_closed():  # a wake-up that it never got to must not hide that
+            raise RuntimeError(f"{self.loop!r} is closed")
         with self._lock:
             self._waiting.append(start)
             must_wake = not self._is_woken
@@ -157,12 +177,18 @@ class _Inbox:
             task.add_done_callback(self._tasks.discard)
 
 
-_inboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Inbox] = (
-    weakref.WeakKeyDictionary()
-)
-_inboxes_lock = threading.Lock()
+# Weak on both sides, as an inbox refers to its loop: it lives as long as its handlers.
+_inboxes: weakref.WeakKeyDictionary[
+    asyncio.AbstractEventLoop, weakref.ref[_Inbox]
+] = weakref.WeakKeyDictionary()
+_inboxes_lock = threading.RLock()
 
 
 def _inbox_of(loop: asyncio.AbstractEventLoop) -> _Inbox:
     with _inboxes_lock:
-        return _inboxes.setdefault(loop, _Inbox(loop))
+        reference = _inboxes.get(loop)
+        inbox = reference() if reference is not None else None
+        if inbox is None:
+            inbox = _Inbox(loop)
+            _inboxes[loop] = weakref.ref(inbox)
+        return inbox

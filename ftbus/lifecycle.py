@@ -15,13 +15,19 @@ if TYPE_CHECKING:
 _EXIT_TIMEOUT_S = 1.0
 
 _buses: weakref.WeakSet[EventBus] = weakref.WeakSet()
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 def register(bus: EventBus) -> None:
     """Remember a bus for as long as it lives."""
     with _lock:
         _buses.add(bus)
+
+
+def live_buses() -> list[EventBus]:
+    """Return the buses that exist, closed ones included."""
+    with _lock:
+        return list(_buses)
 
 
 def _close_all() -> None:
@@ -35,10 +41,10 @@ def _close_all() -> None:
 def _after_fork_child() -> None:
     """Make the buses usable where only the forking thread is left."""
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _core.after_fork_child()
     for bus in list(_buses):
-        bus._lock = threading.Lock()
+        bus._lock = threading.RLock()
         bus._after_fork_child()
 
 

@@ -87,7 +87,7 @@ class BusStats(Counters):
     name: str = ""
     """The bus's name."""
     pending: int = 0
-    """Posted events not yet handled: queued, or being handled now."""
+    """Posted events not yet handled: queued, being handled, or waiting for space."""
     queued_max: int = 0
     """The most events seen waiting at once."""
     topics: tuple[TopicStats, ...] = ()
@@ -147,7 +147,10 @@ def collect(bus: EventBus) -> BusStats:
     return BusStats(
         **asdict(total),
         name=bus.name,
-        pending=pool["pending"],
+        # Not the pool's own figure, which includes the whole batch of a busy worker.
+        pending=max(
+            0, total.posted - total.delivered - total.dropped - total.rejected
+        ),
         queued_max=pool["queued_max"],
         topics=_busiest_first(topics),
         workers=tuple(WorkerStats(**worker) for worker in pool["workers"]),

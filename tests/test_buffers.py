@@ -12,7 +12,6 @@ import struct
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from threading import Barrier, Thread
 from typing import Any
 
@@ -24,20 +23,16 @@ from ftbus.buffers import ClassStats, default_pool
 SIZES = [0, 1, 63, 64, 65, 1000, 4096, 40_000, 256 * 1024, 300_000]
 
 
-@contextmanager
-def own_pool() -> Iterator[BufferPool]:
-    """Yield a pool for a test that counts, and require everything back at its end."""
+@pytest.fixture
+def pool() -> Iterator[BufferPool]:
+    """Yield a pool, and require that the test gave everything back.
+
+    Parallel runs of one test share it, so a test that counts makes its own.
+    """
     pool = BufferPool(name="test")
     yield pool
     gc.collect()
     assert pool.live == 0
-
-
-@pytest.fixture
-def pool() -> Iterator[BufferPool]:
-    """Yield a pool that the runs of one test may share, and require everything back."""
-    with own_pool() as pool:
-        yield pool
 
 
 def run_threads(n: int, body: Callable[[int], None]) -> None:
@@ -92,20 +87,20 @@ class TestAllocate:
         assert len(pool.allocate(Three())) == 3
 
     def test_memory_comes_back_when_the_buffer_goes(self) -> None:
-        with own_pool() as pool:
-            first = pool.allocate(1000).handle
-            assert pool.allocate(1000).handle == first
-            assert pool.live == 0
+        pool = BufferPool(name="test")
+        first = pool.allocate(1000).handle
+        assert pool.allocate(1000).handle == first
+        assert pool.live == 0
 
     def test_steady_use_never_misses(self) -> None:
-        with own_pool() as pool:
+        pool = BufferPool(name="test")
+        pool.allocate(1024)
+        before = pool.stats()
+        for _ in range(1000):
             pool.allocate(1024)
-            before = pool.stats()
-            for _ in range(1000):
-                pool.allocate(1024)
-            after = pool.stats()
-            assert after.misses == before.misses
-            assert after.hits == before.hits + 1000
+        after = pool.stats()
+        assert after.misses == before.misses
+        assert after.hits == before.hits + 1000
 
 
 class TestFromBytes:
@@ -195,24 +190,24 @@ class TestItems:
 
 class TestSlices:
     def test_share_the_memory(self) -> None:
-        with own_pool() as pool:
-            buf = pool.from_bytes(b"0123456789")
-            part = buf[2:8]
-            assert isinstance(part, Buffer)
-            assert part == b"234567"
-            assert part[1:-1] == b"3456"
-            assert part.handle == buf.handle
-            assert buf.refcount == 2
-            assert pool.live == 1
+        pool = BufferPool(name="test")
+        buf = pool.from_bytes(b"0123456789")
+        part = buf[2:8]
+        assert isinstance(part, Buffer)
+        assert part == b"234567"
+        assert part[1:-1] == b"3456"
+        assert part.handle == buf.handle
+        assert buf.refcount == 2
+        assert pool.live == 1
 
     def test_outlive_the_whole(self) -> None:
-        with own_pool() as pool:
-            buf = pool.from_bytes(b"0123456789")
-            part = buf[2:4]
-            buf.release()
-            del buf
-            assert part == b"23"
-            assert pool.live == 1
+        pool = BufferPool(name="test")
+        buf = pool.from_bytes(b"0123456789")
+        part = buf[2:4]
+        buf.release()
+        del buf
+        assert part == b"23"
+        assert pool.live == 1
 
     @pytest.mark.parametrize("step", [2, -1])
     def test_other_steps_are_for_memoryview(self, pool: BufferPool, step: int) -> None:
@@ -316,47 +311,47 @@ class TestFreeze:
 
 class TestRelease:
     def test_ends_all_use(self) -> None:
-        with own_pool() as pool:
-            buf = pool.from_bytes(b"secret")
-            buf.release()
-            buf.release()
-            assert pool.live == 0
-            assert buf.released
-            uses: list[Callable[[], object]] = [
-                lambda: len(buf),
-                lambda: bytes(buf),
-                lambda: memoryview(buf),
-                lambda: buf[0],
-                lambda: buf[0:1],
-                lambda: buf.hex(),
-                lambda: buf == b"secret",
-                lambda: buf < b"secret",
-                lambda: hash(buf),
-                lambda: buf.freeze(),
-                lambda: buf.copy_from(b"a"),
-                lambda: pickle.dumps(buf),
-                lambda: buf.refcount,
-                lambda: buf.handle,
-                lambda: buf.nbytes,
-                lambda: buf.__enter__(),
-                lambda: default_pool.from_bytes(buf),
-            ]
-            for use in uses:
-                with pytest.raises(BufferError, match="released"):
-                    use()
-            assert "released" in repr(buf)
+        pool = BufferPool(name="test")
+        buf = pool.from_bytes(b"secret")
+        buf.release()
+        buf.release()
+        assert pool.live == 0
+        assert buf.released
+        uses: list[Callable[[], object]] = [
+            lambda: len(buf),
+            lambda: bytes(buf),
+            lambda: memoryview(buf),
+            lambda: buf[0],
+            lambda: buf[0:1],
+            lambda: buf.hex(),
+            lambda: buf == b"secret",
+            lambda: buf < b"secret",
+            lambda: hash(buf),
+            lambda: buf.freeze(),
+            lambda: buf.copy_from(b"a"),
+            lambda: pickle.dumps(buf),
+            lambda: buf.refcount,
+            lambda: buf.handle,
+            lambda: buf.nbytes,
+            lambda: buf.__enter__(),
+            lambda: default_pool.from_bytes(buf),
+        ]
+        for use in uses:
+            with pytest.raises(BufferError, match="released"):
+                use()
+        assert "released" in repr(buf)
 
     def test_exports_keep_the_bytes(self) -> None:
-        with own_pool() as pool:
-            buf = pool.from_bytes(b"abc")
-            view = memoryview(buf)
-            buf.release()
-            other = pool.from_bytes(b"xyz")
-            assert bytes(view) == b"abc"
-            assert pool.live == 2
-            view.release()
-            assert pool.live == 1
-            assert other == b"xyz"
+        pool = BufferPool(name="test")
+        buf = pool.from_bytes(b"abc")
+        view = memoryview(buf)
+        buf.release()
+        other = pool.from_bytes(b"xyz")
+        assert bytes(view) == b"abc"
+        assert pool.live == 2
+        view.release()
+        assert pool.live == 1
+        assert other == b"xyz"
 
     def test_with_releases_at_the_end(self, pool: BufferPool) -> None:
         with pool.allocate(8) as buf:
@@ -368,24 +363,24 @@ class TestRelease:
 
     def test_while_others_read(self) -> None:
         """No reader sees anything but the bytes, or the error."""
-        with own_pool() as pool:
-            for i in range(100):
-                buf = pool.from_bytes(b"a" * 200)
+        pool = BufferPool(name="test")
+        for i in range(100):
+            buf = pool.from_bytes(b"a" * 200)
 
-                def body(ix: int, buf: Buffer = buf) -> None:
-                    if ix == 0:
-                        buf.release()
-                        pool.from_bytes(b"b" * 200)
-                        return
-                    try:
-                        for _ in range(50):
-                            assert bytes(buf) == b"a" * 200
-                            assert buf[0:5] == b"aaaaa"
-                    except BufferError:
-                        assert buf.released
+            def body(ix: int, buf: Buffer = buf) -> None:
+                if ix == 0:
+                    buf.release()
+                    pool.from_bytes(b"b" * 200)
+                    return
+                try:
+                    for _ in range(50):
+                        assert bytes(buf) == b"a" * 200
+                        assert buf[0:5] == b"aaaaa"
+                except BufferError:
+                    assert buf.released
 
-                run_threads(2 + i % 2, body)
-                assert pool.live == 0
+            run_threads(2 + i % 2, body)
+            assert pool.live == 0
 
 
 class TestBytesProtocol:
@@ -504,35 +499,35 @@ class TestLimit:
 
 class TestPool:
     def test_stats_add_up(self) -> None:
-        with own_pool() as pool:
-            held = [pool.allocate(size) for size in (10, 10, 1000, 500_000)]
-            pool.allocate(10)
-            stats = pool.stats()
-            assert isinstance(stats, PoolStats)
-            assert isinstance(stats.classes[0], ClassStats)
-            assert stats.name == pool.name == "test"
-            assert (stats.live, stats.large_live, stats.caches) == (4, 1, 1)
-            assert stats.allocs == 5 == stats.live + stats.frees
-            assert stats.allocs == stats.hits + stats.misses
-            assert stats.live_bytes >= 501_020
-            assert stats.peak_bytes >= stats.reserved_bytes > stats.live_bytes
-            assert [(c.capacity_bytes, c.live, c.cached) for c in stats.classes] == [
-                (64, 2, 1),
-                (1024, 1, 0),
-            ]
-            assert stats.hit_rate == stats.hits / 5
-            assert "'test', 4 live" in repr(pool)
-            held.clear()
+        pool = BufferPool(name="test")
+        held = [pool.allocate(size) for size in (10, 10, 1000, 500_000)]
+        pool.allocate(10)
+        stats = pool.stats()
+        assert isinstance(stats, PoolStats)
+        assert isinstance(stats.classes[0], ClassStats)
+        assert stats.name == pool.name == "test"
+        assert (stats.live, stats.large_live, stats.caches) == (4, 1, 1)
+        assert stats.allocs == 5 == stats.live + stats.frees
+        assert stats.allocs == stats.hits + stats.misses
+        assert stats.live_bytes >= 501_020
+        assert stats.peak_bytes >= stats.reserved_bytes > stats.live_bytes
+        assert [(c.capacity_bytes, c.live, c.cached) for c in stats.classes] == [
+            (64, 2, 1),
+            (1024, 1, 0),
+        ]
+        assert stats.hit_rate == stats.hits / 5
+        assert "'test', 4 live" in repr(pool)
+        held.clear()
 
     def test_trim_gives_back(self) -> None:
-        with own_pool() as pool:
-            buf = pool.allocate(1000)
-            pool.allocate(1000)
-            pool.allocate(5000)
-            assert pool.trim() > 6000
-            assert pool.trim() == 0
-            del buf
-            assert pool.trim() == 1152 + (pool.stats().reserved_bytes)
+        pool = BufferPool(name="test")
+        buf = pool.allocate(1000)
+        pool.allocate(1000)
+        pool.allocate(5000)
+        assert pool.trim() > 6000
+        assert pool.trim() == 0
+        del buf
+        assert pool.trim() == 1152 + (pool.stats().reserved_bytes)
 
     def test_buffers_outlive_their_pool(self) -> None:
         pool = BufferPool()
@@ -570,29 +565,29 @@ class TestPool:
 
 class TestThreads:
     def test_buffers_made_here_and_dropped_there(self) -> None:
-        with own_pool() as pool:
-            rounds = 3000
-            queues: list[list[Buffer]] = [[], []]
+        pool = BufferPool(name="test")
+        rounds = 3000
+        queues: list[list[Buffer]] = [[], []]
 
-            def body(ix: int) -> None:
-                if ix < 2:
-                    for i in range(rounds):
-                        data = bytes([i % 256]) * (10 + i % 500)
-                        queues[ix].append(pool.from_bytes(data))
-                    return
-                taken = 0
-                while taken < rounds:
-                    try:
-                        buf = queues[ix - 2].pop()
-                    except IndexError:
-                        continue
-                    assert bytes(buf) == bytes([buf[0]]) * len(buf)
-                    taken += 1
+        def body(ix: int) -> None:
+            if ix < 2:
+                for i in range(rounds):
+                    data = bytes([i % 256]) * (10 + i % 500)
+                    queues[ix].append(pool.from_bytes(data))
+                return
+            taken = 0
+            while taken < rounds:
+                try:
+                    buf = queues[ix - 2].pop()
+                except IndexError:
+                    continue
+                assert bytes(buf) == bytes([buf[0]]) * len(buf)
+                taken += 1
 
-            run_threads(4, body)
-            stats = pool.stats()
-            assert stats.live == 0
-            assert stats.allocs == stats.frees == 2 * rounds
+        run_threads(4, body)
+        stats = pool.stats()
+        assert stats.live == 0
+        assert stats.allocs == stats.frees == 2 * rounds
 
     def test_one_buffer_read_by_many(self, pool: BufferPool) -> None:
         buf = pool.from_bytes(bytes(range(256)))
@@ -609,12 +604,12 @@ class TestThreads:
         assert buf.refcount == 1
 
     def test_short_threads_leave_nothing(self) -> None:
-        with own_pool() as pool:
-            for _ in range(50):
-                run_threads(4, lambda ix: pool.allocate(1000).release())
-            stats = pool.stats()
-            assert stats.caches <= 8
-            assert stats.reserved_bytes <= 8 * 2000
+        pool = BufferPool(name="test")
+        for _ in range(50):
+            run_threads(4, lambda ix: pool.allocate(1000).release())
+        stats = pool.stats()
+        assert stats.caches <= 8
+        assert stats.reserved_bytes <= 8 * 2000
 
     @pytest.mark.skipif(not hasattr(sys, "_is_gil_enabled"), reason="no such build")
     def test_the_gil_stays_as_it_was(self) -> None:

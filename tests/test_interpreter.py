@@ -42,10 +42,10 @@ cat > python <<END
 #!/bin/sh
 exec "$FTBUS_TEST_PYTHON" "\\$@"
 END
+chmod 755 python
 printf 'all:\\ninstall:\\n' > Makefile
 printf '\\tmkdir -p "$(DESTDIR)%s/bin"\\n' "$prefix" >> Makefile
 printf '\\tcp python "$(DESTDIR)%s/bin/python3.13"\\n' "$prefix" >> Makefile
-printf '\\tchmod 755 "$(DESTDIR)%s/bin/python3.13"\\n' "$prefix" >> Makefile
 """
 
 Start = Callable[..., subprocess.Popen[str]]

@@ -93,7 +93,10 @@ def compile_tree(
     with reporter.phase("Compile CPython"):
         reporter.run(["make", jobs], tree, keep_fds=fds)
     with reporter.phase("Install CPython"):
-        # Packages of the library are byte-compiled when they are first imported.
+        # Not the whole library three times over: once, and without its tests.
         install = ["make", f"DESTDIR={stage}", "COMPILEALL_OPTS=-j0 -r 0", "install"]
         reporter.run(install, tree, keep_fds=fds)
+        compileall = ["./python", "-m", "compileall", "-q", "-j0", "-x", "/test/"]
+        final_names = ["-s", str(stage), "-p", "/"]
+        reporter.run([*compileall, *final_names, str(stage)], tree, keep_fds=fds)
     return stage / prefix.relative_to(prefix.anchor)

@@ -5,9 +5,8 @@
 #ifndef FTB_ARENA_INTERNAL_H
 #define FTB_ARENA_INTERNAL_H
 
-#include "ftb_arena.h"
+#include "ftb_block_layout.h"
 
-#include "ftb_atomic.h"
 #include "ftb_base.h"
 
 #include <pthread.h>
@@ -22,34 +21,11 @@
 #define FTB__LARGE UINT16_MAX  /* class_ix of a block above the largest class */
 #define FTB__POISON 0xDD
 
-#define FTB__FRESH 1u /* flag: the data is zero, as it came from the system */
-
-/* The header before a block's data. While the block is free, its fields belong to
- * the thread whose magazine holds it, or are guarded by the depot's lock. */
-struct ftb_block {
-    ftb_atomic(uint32_t) rc;  /* written by every holder; 0 while free */
-    ftb_atomic(uint32_t) gen; /* written by the thread that drops the last reference */
-    uint16_t class_ix;        /* written once, when the block is made */
-    uint16_t flags;           /* written while free */
-    uint32_t chain_n;         /* blocks in the chain that begins here; while free */
-    uint64_t len;             /* written by the only holder, before it shares */
-    uint64_t cap;             /* written once */
-    ftb_arena_t *arena;       /* written once */
-    ftb_block_t *next;        /* next in the chain; while free */
-    union {
-        ftb_block_t *next_chain; /* next in the depot; guarded by its lock */
-        void *base;              /* a large block's allocation; written once */
-    } link;
-    uint64_t canary; /* written once; last, so that an underrun of the data hits it */
-};
-
-_Static_assert(sizeof(struct ftb_block) == 64, "the data starts 64 bytes on");
-
 /* One class in one thread's cache: one cache line. A magazine is a chain of blocks,
  * so an empty one needs no memory and a release can never fail. The counters have one
  * writer, the owner of the cache, and any reader; the rest is the owner's alone. */
 struct ftb__bin {
-    ftb_block_t *loaded;
+    _Alignas(64) ftb_block_t *loaded;
     ftb_block_t *previous; /* full or empty, nothing between */
     uint32_t loaded_n;
     uint32_t previous_n;
@@ -144,12 +120,6 @@ ftb__class_capacity(uint32_t class_ix)
     return (UINT64_C(1) << top) + (quarter << (top - 2u));
 }
 
-static inline unsigned char *
-ftb__block_bytes(ftb_block_t *block)
-{
-    return (unsigned char *)block + sizeof(struct ftb_block);
-}
-
 /* ftb_cache.c */
 
 /* The slow half of ftb__cache_get: find or make this thread's record. Returns NULL
@@ -166,16 +136,25 @@ ftb__cache_flush(ftb_arena_t *arena, struct ftb__cache *cache);
 void
 ftb__cache_abandon(struct ftb__cache *cache);
 
-/* This thread's record, or NULL: then count in the arena's stray counters. */
+/* This thread's record if it has one, else NULL. */
+static inline struct ftb__cache *
+ftb__cache_peek(ftb_arena_t *arena)
+{
+    struct ftb__thread *self = ftb__thread_self;
+    if (FTB_LIKELY(self != NULL && arena->slot < self->entries_n
+                   && self->entries[arena->slot].serial == arena->serial)) {
+        return self->entries[arena->slot].cache;
+    }
+    return NULL;
+}
+
+/* This thread's record, made if need be. NULL without memory for one: then count in
+ * the arena's stray counters. */
 static inline struct ftb__cache *
 ftb__cache_get(ftb_arena_t *arena)
 {
-    struct ftb__thread *self = ftb__thread_self;
-    if (FTB_LIKELY(self != NULL && arena->slot < self->entries_n &&
-                   self->entries[arena->slot].serial == arena->serial)) {
-        return self->entries[arena->slot].cache;
-    }
-    return ftb__cache_attach(arena);
+    struct ftb__cache *cache = ftb__cache_peek(arena);
+    return FTB_LIKELY(cache != NULL) ? cache : ftb__cache_attach(arena);
 }
 
 /* ftb_depot.c */
@@ -205,6 +184,13 @@ ftb__block_pooled_bytes(uint64_t cap);
 uint64_t
 ftb__block_large_bytes(uint64_t cap);
 
+/* What the canary of that block's header must be. */
+static inline uint64_t
+ftb__block_canary(const ftb_block_t *block)
+{
+    return UINT64_C(0xF7B0C0DEC0FFEE42) ^ (uint64_t)(uintptr_t)block;
+}
+
 /* Take a block from the system: an enum ftb_block_result. */
 FTB_MUST_USE int
 ftb__block_create(ftb_arena_t *arena, uint32_t class_ix, ftb_block_t **out);
@@ -231,16 +217,52 @@ ftb__block_fault(const ftb_block_t *block, const char *fault);
 const char *
 ftb__block_fault_if_free(ftb_block_t *block);
 
+/* Stop if the end of a block that is being released was damaged by its holders. */
+void
+ftb__block_verify_tail(const ftb_block_t *block);
+
+/* Poison a block's data, and stop if it changed. */
+void
+ftb__block_poison(ftb_block_t *block);
+
+void
+ftb__block_unpoison(ftb_block_t *block);
+
+#if defined(FTB_DEBUG) || defined(__SANITIZE_ADDRESS__)
+#define FTB__CHECKED 1
+#else
+#define FTB__CHECKED 0
+#endif
+
 /* Stop if a block that is being released was damaged by its holders. */
-void
-ftb__block_verify_held(const ftb_block_t *block);
+static inline void
+ftb__block_verify_held(const ftb_block_t *block)
+{
+    if (FTB_UNLIKELY(block->canary != ftb__block_canary(block))) {
+        ftb__block_fault(block, "header overwritten");
+    }
+    if (FTB__CHECKED) {
+        ftb__block_verify_tail(block);
+    }
+}
 
-/* Around a block's time in the pool: debug builds poison it, and stop if it changed. */
-void
-ftb__block_enter_free(ftb_block_t *block);
+/* Around a block's time in the pool. */
+static inline void
+ftb__block_enter_free(ftb_block_t *block)
+{
+    block->flags = 0;
+    if (FTB__CHECKED) {
+        ftb__block_poison(block);
+    }
+}
 
-void
-ftb__block_leave_free(ftb_block_t *block);
+static inline void
+ftb__block_leave_free(ftb_block_t *block)
+{
+    if (FTB__CHECKED) {
+        ftb__block_unpoison(block);
+    }
+}
 
 /* ftb_arena.c */
 

@@ -12,7 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CANARY UINT64_C(0xF7B0C0DEC0FFEE42)
 #ifdef FTB_DEBUG
 #define TAIL_BYTES sizeof(uint64_t) /* a canary after the data */
 #else
@@ -36,12 +35,6 @@ _Static_assert(
         && (int)FTB_BLOCK_NOMEM == (int)FTB_NOMEM,
     "the public results are the core's own");
 
-static uint64_t
-canary_of(const ftb_block_t *block)
-{
-    return CANARY ^ (uint64_t)(uintptr_t)block;
-}
-
 /* What a pooled block takes from the system: ftb_alloc_line rounds to FTB_LINE. */
 uint64_t
 ftb__block_pooled_bytes(uint64_t cap)
@@ -61,7 +54,7 @@ static void
 tail_write(ftb_block_t *block)
 {
 #ifdef FTB_DEBUG
-    uint64_t canary = canary_of(block);
+    uint64_t canary = ftb__block_canary(block);
     memcpy(ftb__block_bytes(block) + block->cap, &canary, sizeof canary);
 #else
     (void)block;
@@ -72,7 +65,7 @@ static bool
 tail_is_whole(const ftb_block_t *block)
 {
 #ifdef FTB_DEBUG
-    uint64_t canary = canary_of(block);
+    uint64_t canary = ftb__block_canary(block);
     const unsigned char *end = (const unsigned char *)(block + 1) + block->cap;
     return memcmp(end, &canary, sizeof canary) == 0;
 #else
@@ -114,7 +107,7 @@ ftb__block_fault(const ftb_block_t *block, const char *fault)
 const char *
 ftb__block_fault_if_free(ftb_block_t *block)
 {
-    if (block->canary != canary_of(block)) {
+    if (block->canary != ftb__block_canary(block)) {
         return "header overwritten while free";
     }
     if (ftb_load_acquire(&block->rc) != 0) {
@@ -130,9 +123,8 @@ ftb__block_fault_if_free(ftb_block_t *block)
 }
 
 void
-ftb__block_enter_free(ftb_block_t *block)
+ftb__block_poison(ftb_block_t *block)
 {
-    block->flags = 0;
 #ifdef FTB_DEBUG
     memset(ftb__block_bytes(block), FTB__POISON, (size_t)block->cap);
 #endif
@@ -140,7 +132,7 @@ ftb__block_enter_free(ftb_block_t *block)
 }
 
 void
-ftb__block_leave_free(ftb_block_t *block)
+ftb__block_unpoison(ftb_block_t *block)
 {
 #ifdef FTB_DEBUG
     const char *fault = ftb__block_fault_if_free(block);
@@ -152,11 +144,8 @@ ftb__block_leave_free(ftb_block_t *block)
 }
 
 void
-ftb__block_verify_held(const ftb_block_t *block)
+ftb__block_verify_tail(const ftb_block_t *block)
 {
-    if (FTB_UNLIKELY(block->canary != canary_of(block))) {
-        ftb__block_fault(block, "header overwritten");
-    }
     if (!tail_is_whole(block)) {
         ftb__block_fault(block, "written past its end");
     }
@@ -171,7 +160,7 @@ block_init(ftb_block_t *block, ftb_arena_t *arena, uint16_t class_ix, uint64_t c
     block->flags = FTB__FRESH;
     block->cap = cap;
     block->arena = arena;
-    block->canary = canary_of(block);
+    block->canary = ftb__block_canary(block);
     tail_write(block);
 }
 
@@ -203,7 +192,8 @@ ftb__block_destroy_chain(ftb_block_t *chain)
         ftb_block_t *next = chain->next;
         ftb_arena_t *arena = chain->arena;
         uint64_t bytes = ftb__block_pooled_bytes(chain->cap);
-        ftb_add_relaxed(&arena->depots[chain->class_ix].destroyed, 1); /* a count */
+        /* Relaxed: only a count. */
+        ftb_add_relaxed(&arena->depots[chain->class_ix].destroyed, 1);
         SHOW_DATA(chain);
         ftb_free(chain);
         ftb__arena_unreserve(arena, bytes);
@@ -244,7 +234,8 @@ ftb__block_create_large(ftb_arena_t *arena, uint64_t size, ftb_block_t **out)
 }
 
 /* The count of frees comes last and is a release: it pairs with the acquire loads of
- * ftb__arena_live_locked, whose caller may then free the arena and its records. */
+ * ftb__arena_live_locked, whose caller may then free the arena and its records. The
+ * count's own load is relaxed: only this thread writes it. */
 void
 ftb__block_destroy_large(
     ftb_arena_t *arena, struct ftb__cache *cache, ftb_block_t *block)
@@ -266,9 +257,7 @@ void
 ftb_block_zero(ftb_block_t *block, uint64_t size)
 {
     ftb_assert(size <= block->cap && ftb_block_is_unique(block));
-    if ((block->flags & FTB__FRESH) == 0) {
-        memset(ftb__block_bytes(block), 0, (size_t)size);
-    }
+    ftb__block_zero(block, size);
 }
 
 int
@@ -287,7 +276,7 @@ ftb_block_refcount(const ftb_block_t *block)
 uint32_t
 ftb_block_generation(const ftb_block_t *block)
 {
-    return ftb_load_acquire(&block->gen);
+    return ftb__block_gen(block);
 }
 
 unsigned char *

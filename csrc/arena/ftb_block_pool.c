@@ -91,6 +91,16 @@ pooled_retry(ftb_arena_t *arena, uint32_t class_ix, int result, ftb_block_t **ou
     return ftb__block_create(arena, class_ix, out);
 }
 
+/* A free block that this thread took from the pool becomes a held one. */
+static ftb_block_t *
+block_hand_out(ftb_block_t *block, uint64_t size)
+{
+    block->len = size;
+    /* Relaxed: one holder, which hands the block on through something ordered. */
+    ftb_store_relaxed(&block->rc, 1);
+    return block;
+}
+
 static FTB_NOINLINE int
 large_try_new(ftb_arena_t *arena, uint64_t size, ftb_block_t **out)
 {
@@ -103,45 +113,58 @@ large_try_new(ftb_arena_t *arena, uint64_t size, ftb_block_t **out)
     if (result != FTB_BLOCK_OK && !hopeless && ftb_arena_trim(arena) > 0) {
         result = ftb__block_create_large(arena, size, out);
     }
+    if (result == FTB_BLOCK_OK) {
+        block_hand_out(*out, size);
+    }
     return result;
 }
 
-int
-ftb_block_try_new(ftb_arena_t *arena, uint64_t size, ftb_block_t **out)
+static FTB_NOINLINE int
+pooled_try_new(ftb_arena_t *arena, uint64_t size, ftb_block_t **out)
 {
-    ftb_block_t *block = NULL;
-    if (FTB_UNLIKELY(size > FTB__MAX_CAPACITY)) {
-        int result = large_try_new(arena, size, &block);
+    uint32_t class_ix = ftb__class_of(size);
+    struct ftb__cache *cache = ftb__cache_get(arena);
+    ftb_block_t *block = cache != NULL ? bin_pop(&cache->bins[class_ix]) : NULL;
+    if (block == NULL) {
+        int result = block_obtain(arena, cache, class_ix, &block);
+        if (result != FTB_BLOCK_OK) {
+            result = pooled_retry(arena, class_ix, result, &block);
+        }
         if (result != FTB_BLOCK_OK) {
             return result;
         }
-    } else {
-        uint32_t class_ix = ftb__class_of(size);
-        struct ftb__cache *cache = ftb__cache_get(arena);
-        if (FTB_LIKELY(cache != NULL)) {
-            block = bin_pop(&cache->bins[class_ix]);
-        }
-        if (FTB_UNLIKELY(block == NULL)) {
-            int result = block_obtain(arena, cache, class_ix, &block);
-            if (result != FTB_BLOCK_OK) {
-                result = pooled_retry(arena, class_ix, result, &block);
-            }
-            if (result != FTB_BLOCK_OK) {
-                return result;
-            }
-        }
-        if (FTB_LIKELY(cache != NULL)) {
-            ftb_count_local(&cache->bins[class_ix].allocs, 1);
-        } else {
-            ftb_add_relaxed(&arena->depots[class_ix].stray_allocs, 1); /* a count */
-        }
-        ftb__block_leave_free(block);
     }
-    block->len = size;
-    /* Relaxed: one holder, which hands the block on through something ordered. */
-    ftb_store_relaxed(&block->rc, 1);
-    *out = block;
+    if (cache != NULL) {
+        ftb_count_local(&cache->bins[class_ix].allocs, 1);
+    } else {
+        ftb_add_relaxed(&arena->depots[class_ix].stray_allocs, 1); /* a count */
+    }
+    ftb__block_leave_free(block);
+    *out = block_hand_out(block, size);
     return FTB_BLOCK_OK;
+}
+
+/* The usual case first and alone, so that it needs no frame and no call. */
+int
+ftb_block_try_new(ftb_arena_t *arena, uint64_t size, ftb_block_t **out)
+{
+    if (FTB_UNLIKELY(size > FTB__MAX_CAPACITY)) {
+        return large_try_new(arena, size, out);
+    }
+    struct ftb__cache *cache = ftb__cache_peek(arena);
+    if (FTB_LIKELY(cache != NULL)) {
+        struct ftb__bin *bin = &cache->bins[ftb__class_of(size)];
+        ftb_block_t *block = bin->loaded;
+        if (FTB_LIKELY(block != NULL)) {
+            bin->loaded = block->next;
+            bin->loaded_n--;
+            ftb_count_local(&bin->allocs, 1);
+            ftb__block_leave_free(block);
+            *out = block_hand_out(block, size);
+            return FTB_BLOCK_OK;
+        }
+    }
+    return pooled_try_new(arena, size, out);
 }
 
 ftb_block_t *
@@ -151,8 +174,46 @@ ftb_block_new(ftb_arena_t *arena, uint64_t size)
     return ftb_block_try_new(arena, size, &block) == FTB_BLOCK_OK ? block : NULL;
 }
 
-/* The last reference is gone: the block is this thread's alone. What is read of the
- * arena is read before the block counts as free, for then the arena may end. */
+static void
+bin_count_free(struct ftb__bin *bin)
+{
+    /* Release, as in ftb__block_destroy_large; the load is relaxed because only this
+     * thread writes the count. */
+    ftb_store_release(&bin->frees, ftb_load_relaxed(&bin->frees) + 1);
+}
+
+/* What is read of the arena is read before the block counts as free, for then the
+ * arena may end. */
+static FTB_NOINLINE void
+recycle_slowly(ftb_block_t *block)
+{
+    ftb_arena_t *arena = block->arena;
+    bool closing = ftb_load_acquire(&arena->closing);
+    uint32_t slot = arena->slot;
+    uint64_t serial = arena->serial;
+    struct ftb__cache *cache = ftb__cache_get(arena);
+    if (block->class_ix == FTB__LARGE) {
+        ftb__block_destroy_large(arena, cache, block);
+    } else {
+        struct ftb__depot *depot = &arena->depots[block->class_ix];
+        ftb__block_enter_free(block);
+        if (cache != NULL) {
+            struct ftb__bin *bin = &cache->bins[block->class_ix];
+            bin_push(bin, depot, block);
+            bin_count_free(bin);
+        } else {
+            block->next = NULL;
+            ftb__block_destroy_chain(block);
+            ftb_add_acq_rel(&depot->stray_frees, 1);
+        }
+    }
+    if (closing) {
+        ftb__arena_reap(slot, serial);
+    }
+}
+
+/* The last reference is gone: the block is this thread's alone. As in
+ * ftb_block_try_new, the usual case needs no frame and no call. */
 static void
 block_recycle(ftb_block_t *block)
 {
@@ -161,30 +222,21 @@ block_recycle(ftb_block_t *block)
     /* Relaxed: one writer at a time, ordered by the count; a stale holder who reads
      * this without a reference can only be told so sooner or later. */
     ftb_store_relaxed(&block->gen, ftb_load_relaxed(&block->gen) + 1);
-    bool closing = ftb_load_acquire(&arena->closing);
-    uint32_t slot = arena->slot;
-    uint64_t serial = arena->serial;
-    struct ftb__cache *cache = ftb__cache_get(arena);
-    uint16_t class_ix = block->class_ix;
-    if (FTB_UNLIKELY(class_ix == FTB__LARGE)) {
-        ftb__block_destroy_large(arena, cache, block);
-    } else {
-        ftb__block_enter_free(block);
-        struct ftb__depot *depot = &arena->depots[class_ix];
-        /* The counts of frees are releases, as in ftb__block_destroy_large. */
-        if (FTB_LIKELY(cache != NULL)) {
-            struct ftb__bin *bin = &cache->bins[class_ix];
-            bin_push(bin, depot, block);
-            ftb_store_release(&bin->frees, ftb_load_relaxed(&bin->frees) + 1);
-        } else {
-            block->next = NULL;
-            ftb__block_destroy_chain(block);
-            ftb_add_acq_rel(&depot->stray_frees, 1);
+    struct ftb__cache *cache = ftb__cache_peek(arena);
+    if (FTB_LIKELY(
+            cache != NULL && block->class_ix != FTB__LARGE
+            && !ftb_load_acquire(&arena->closing))) {
+        struct ftb__bin *bin = &cache->bins[block->class_ix];
+        if (FTB_LIKELY(bin->loaded_n < bin->magazine_n)) {
+            ftb__block_enter_free(block);
+            block->next = bin->loaded;
+            bin->loaded = block;
+            bin->loaded_n++;
+            bin_count_free(bin);
+            return;
         }
     }
-    if (FTB_UNLIKELY(closing)) {
-        ftb__arena_reap(slot, serial);
-    }
+    recycle_slowly(block);
 }
 
 void

@@ -112,8 +112,9 @@ ftb_idle_claim(struct ftb_idle *idle, uint32_t preferred)
             if (i != 0 || (word & bit) == 0) {
                 bit = word & (~word + 1);
             }
-            /* A failed swap has loaded the word anew. */
-            if (ftb_cas_seq_cst(&idle->words[at], &word, word & ~bit)) {
+            /* acq_rel is enough, and relaxed if it fails: the load above has decided the
+             * order against every worker whose bit it did not see. */
+            if (ftb_cas_acq_rel(&idle->words[at], &word, word & ~bit)) {
                 return (int32_t)(at * FTB_IDLE_WORD_BITS) + __builtin_ctzll(bit);
             }
         }

@@ -12,16 +12,22 @@
  * 4. Table, slot and entry are read inside a section, and unlinked by seq_cst stores
  *    before they are retired: (2) and (6) of ftb_reclaim.c. */
 
-enum { SLOT_EMPTY = 0, SLOT_REMOVED = 1, TABLE_MIN_SLOTS = 8 };
+enum { SLOT_EMPTY = 0, SLOT_REMOVED = 1, TABLE_MIN_SLOTS = 8, TRIM_MIN_SLOTS = 64 };
 
 #define TAG_MASK ((uintptr_t)FTB_ENTRY_ALIGN - 1)
 
-/* Bits 8 to 13 of the hash: the low ones choose the slot in small tables, the high ones
- * the stripe. Never the value 1 alone, which would read as SLOT_REMOVED + address 0. */
+/* Six bits of the hash that choose neither the slot (the low 32) nor the stripe (the high
+ * ones): in a big table the keys of neighbouring slots still differ in them. */
+static inline uintptr_t
+tag_of(uint64_t hash)
+{
+    return (uintptr_t)(hash >> 40) & TAG_MASK;
+}
+
 static inline uintptr_t
 slot_of(const struct ftb_entry *entry)
 {
-    return (uintptr_t)entry | ((entry->key.hash >> 8) & TAG_MASK);
+    return (uintptr_t)entry | tag_of(entry->key.hash);
 }
 
 static inline struct ftb_entry *
@@ -105,7 +111,7 @@ ftb_map_unlock(struct ftb_stripe *stripe)
 static inline struct ftb_entry *
 table_find(struct ftb_table *table, const struct ftb_keyview *view, uint32_t *slot_ix)
 {
-    uintptr_t tag = (view->hash >> 8) & TAG_MASK;
+    uintptr_t tag = tag_of(view->hash);
     for (uint32_t i = (uint32_t)view->hash & table->mask;; i = (i + 1) & table->mask) {
         uintptr_t slot = ftb_load_seq_cst(&table->slots[i]);
         if (slot == SLOT_EMPTY) {
@@ -200,6 +206,49 @@ ftb_map_remove_locked(struct ftb_stripe *stripe, const struct ftb_keyview *view)
 }
 
 void
+ftb_map_trim_locked(struct ftb_stripe *stripe)
+{
+    uint64_t slots_n = (uint64_t)ftb_load_relaxed(&stripe->table)->mask + 1; /* locked */
+    if (slots_n > TRIM_MIN_SLOTS && (uint64_t)stripe->entries_n * 8 < slots_n) {
+        enum ftb_result unchanged_without_memory = stripe_rehash_locked(stripe);
+        (void)unchanged_without_memory;
+    }
+}
+
+struct ftb_table *
+ftb_map_detach_locked(struct ftb_stripe *stripe)
+{
+    struct ftb_table *fresh = table_new(TABLE_MIN_SLOTS);
+    if (fresh == NULL) {
+        return NULL;
+    }
+    struct ftb_table *old = ftb_load_relaxed(&stripe->table); /* relaxed: locked */
+    ftb_store_seq_cst(&stripe->table, fresh);
+    stripe->entries_n = stripe->removed_n = 0;
+    return old;
+}
+
+void
+ftb_table_each(
+    struct ftb_table *table,
+    void (*fn)(struct ftb_entry *entry, void *context),
+    void *context)
+{
+    for (uint32_t i = 0; i <= table->mask; i++) {
+        uintptr_t slot = ftb_load_acquire(&table->slots[i]);
+        if (slot > SLOT_REMOVED) {
+            fn(slot_entry(slot), context);
+        }
+    }
+}
+
+void
+ftb_table_retire(struct ftb_table *table)
+{
+    ftb_retire(&table->retired, table, table_free);
+}
+
+void
 ftb_map_dismantle(struct ftb_map *map, void (*fn)(struct ftb_entry *entry))
 {
     for (uint32_t s = 0; s < map->stripes_n; s++) {
@@ -277,10 +326,23 @@ ftb_map_is_valid(struct ftb_map *map)
     return is_valid;
 }
 
+static void
+stripe_recount(struct ftb_stripe *stripe)
+{
+    struct ftb_table *table = ftb_load_acquire(&stripe->table);
+    stripe->entries_n = stripe->removed_n = 0;
+    for (uint32_t i = 0; i <= table->mask; i++) {
+        uintptr_t slot = ftb_load_acquire(&table->slots[i]);
+        stripe->entries_n += slot > SLOT_REMOVED;
+        stripe->removed_n += slot == SLOT_REMOVED;
+    }
+}
+
 void
 ftb_map_after_fork_child(struct ftb_map *map)
 {
     for (uint32_t s = 0; s < map->stripes_n; s++) {
         pthread_mutex_init(&map->stripes[s].lock, NULL);
+        stripe_recount(&map->stripes[s]);
     }
 }

@@ -71,6 +71,26 @@ ftb_map_add_locked(struct ftb_stripe *stripe, struct ftb_entry *entry);
 struct ftb_entry *
 ftb_map_remove_locked(struct ftb_stripe *stripe, const struct ftb_keyview *view);
 
+/* Rehash a stripe of more than 64 slots that is less than an eighth full, so that memory
+ * and walks stay in proportion to what there is. Without memory nothing changes. */
+void
+ftb_map_trim_locked(struct ftb_stripe *stripe);
+
+/* Empty the stripe: put a fresh table in the place of its own, which is returned for
+ * ftb_table_each and ftb_table_retire. NULL: no memory, nothing changed. */
+FTB_MUST_USE struct ftb_table *
+ftb_map_detach_locked(struct ftb_stripe *stripe);
+
+/* Call fn for each entry of a detached table, without any lock: fn may retire them. */
+void
+ftb_table_each(
+    struct ftb_table *table,
+    void (*fn)(struct ftb_entry *entry, void *context),
+    void *context);
+
+void
+ftb_table_retire(struct ftb_table *table);
+
 /* Call fn for each entry, a stripe at a time under its lock: fn must be short and call
  * no user code. Entries added or removed meanwhile may be seen or not. */
 void
@@ -90,7 +110,8 @@ ftb_map_len(struct ftb_map *map);
 bool
 ftb_map_is_valid(struct ftb_map *map);
 
-/* In a fork's child: make the locks new, whoever held them. */
+/* In a fork's child: make the locks new, and the counts right, whoever was at them. A
+ * table is whole at every moment. */
 void
 ftb_map_after_fork_child(struct ftb_map *map);
 

@@ -118,8 +118,8 @@ ftb_parker_wait(struct ftb_parker *parker, uint64_t deadline_ns)
     enum ftb_result result = FTB_OK;
     ftb_mutex_lock(&parker->mutex);
     uint32_t state = FTB_PARKER_EMPTY;
-    /* Acquire only: going to sleep publishes nothing. */
-    if (ftb_cas_acquire(&parker->state, &state, FTB_PARKER_PARKED)) {
+    /* relaxed: EMPTY was written by the owner, and going to sleep publishes nothing */
+    if (ftb_cas_relaxed(&parker->state, &state, FTB_PARKER_PARKED)) {
         bool is_late = false;
         do {
             is_late = ftb_cond_wait(&parker->cond, &parker->mutex, deadline_ns);

@@ -1,7 +1,6 @@
 #include "ftb_reclaim.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,7 +12,7 @@
  *   reader                                   writer
  *   (1) seq := odd            seq_cst        (6) link := new           seq_cst exchange
  *   (2) p := link             seq_cst            ftb_retire(old)
- *   (3) hazard := p           relaxed        (7) read seq              seq_cst
+ *   (3) hazard := p           release        (7) read seq              seq_cst
  *   (4) seq := even           release            odd: wait for a change, or keep all
  *       ... use p ...                        (8) read the hazards      acquire
  *   (5) hazard := NULL        release            not found: free(old)
@@ -40,12 +39,13 @@
  * A section contains no call that can block, so an odd seq means tens of nanoseconds
  * unless the thread was preempted; then the batch is kept for the next attempt. */
 
-enum { SECTION_SPINS = 2000 };
+/* One thread that retires and reclaims may find others' objects coming in as fast as it
+ * frees them; after so many rounds it leaves the rest to them. */
+enum { RECLAIM_ROUNDS_MAX = 8 };
 
 FTB_TLS struct ftb_thread *ftb_thread_local = NULL;
 
-/* Pushed to by ftb_thread_register, never popped. */
-static _Atomic(struct ftb_thread *) threads = NULL;
+static struct ftb_threads threads = {NULL};
 /* Pushed to by ftb_retire, emptied by the reclaimer. */
 static _Atomic(struct ftb_retired *) retired = NULL;
 /* Guarded by reclaim_lock. */
@@ -53,34 +53,44 @@ static struct ftb_retired *kept = NULL;
 static pthread_mutex_t reclaim_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_once_t exit_hook_once = PTHREAD_ONCE_INIT;
 static pthread_key_t exit_hook;
+static bool has_exit_hook = false; /* written once, under exit_hook_once */
 
 static void
 thread_exit(void *value)
 {
     struct ftb_thread *thread = value;
     ftb_thread_local = NULL;
-    /* Release: the next owner's acquire CAS sees seq and depth as we left them. */
-    ftb_store_release(&thread->in_use, 0);
+    ftb__thread_disown(thread);
+}
+
+/* A fork waits for the reclaimer, so that its child finds the kept list whole. */
+static void
+lock_for_fork(void)
+{
+    pthread_mutex_lock(&reclaim_lock);
+}
+
+static void
+unlock_after_fork(void)
+{
+    pthread_mutex_unlock(&reclaim_lock);
 }
 
 static void
 exit_hook_init(void)
 {
-    pthread_key_create(&exit_hook, thread_exit);
+    has_exit_hook = pthread_key_create(&exit_hook, thread_exit) == 0;
+    pthread_atfork(lock_for_fork, unlock_after_fork, unlock_after_fork);
 }
 
 static struct ftb_thread *
 thread_reuse(void)
 {
-    struct ftb_thread *thread = ftb_load_seq_cst(&threads);
-    for (; thread != NULL; thread = ftb_load_acquire(&thread->next)) {
-        uint32_t is_free = 0;
-        if (ftb_load_relaxed(&thread->in_use) == 0 /* relaxed: the CAS decides */
-            && ftb_cas_acq_rel(&thread->in_use, &is_free, 1)) {
-            return thread;
-        }
+    struct ftb_thread *thread = ftb_load_seq_cst(&threads.head);
+    while (thread != NULL && !ftb__thread_try_own(thread)) {
+        thread = ftb_load_relaxed(&thread->next);
     }
-    return NULL;
+    return thread;
 }
 
 static struct ftb_thread *
@@ -96,10 +106,7 @@ thread_new(void)
         return NULL;
     }
     ftb_store_relaxed(&thread->in_use, 1); /* relaxed: the push publishes it */
-    struct ftb_thread *head = ftb_load_acquire(&threads);
-    do {
-        ftb_store_relaxed(&thread->next, head); /* relaxed: likewise */
-    } while (!ftb_cas_seq_cst(&threads, &head, thread)); /* point 5 */
+    ftb__threads_push(&threads, thread);
     return thread;
 }
 
@@ -107,22 +114,26 @@ struct ftb_thread *
 ftb_thread_register(void)
 {
     pthread_once(&exit_hook_once, exit_hook_init);
+    if (!has_exit_hook) {
+        return NULL; /* the process has used up its keys */
+    }
     struct ftb_thread *thread = thread_reuse();
     if (thread == NULL) {
         thread = thread_new();
     }
-    if (thread != NULL) {
-        pthread_setspecific(exit_hook, thread);
-        ftb_thread_local = thread;
+    if (thread != NULL && pthread_setspecific(exit_hook, thread) != 0) {
+        ftb__thread_disown(thread);
+        thread = NULL;
     }
+    ftb_thread_local = thread;
     return thread;
 }
 
 void
 ftb_thread_each(void (*fn)(struct ftb_thread *thread, void *context), void *context)
 {
-    struct ftb_thread *thread = ftb_load_seq_cst(&threads);
-    for (; thread != NULL; thread = ftb_load_acquire(&thread->next)) {
+    struct ftb_thread *thread = ftb_load_seq_cst(&threads.head);
+    for (; thread != NULL; thread = ftb_load_relaxed(&thread->next)) {
         fn(thread, context);
     }
 }
@@ -149,37 +160,15 @@ retired_take(void)
     return ftb_exchange_acq_rel(&retired, (struct ftb_retired *)NULL);
 }
 
-/* (7): true once every section that was open is closed. */
-static bool
-sections_closed(void)
-{
-    struct ftb_thread *thread = ftb_load_seq_cst(&threads);
-    for (; thread != NULL; thread = ftb_load_acquire(&thread->next)) {
-        uint64_t seen = ftb_load_seq_cst(&thread->seq);
-        if ((seen & 1) == 0) {
-            continue;
-        }
-        int spins = 0;
-        while (ftb_load_seq_cst(&thread->seq) == seen) {
-            if (++spins == SECTION_SPINS) {
-                return false;
-            }
-            if (spins % 64 == 0) {
-                sched_yield(); /* its owner may need this very core */
-            }
-        }
-    }
-    return true;
-}
-
 struct hazard_set {
     const void **objects;
     size_t n, capacity;
 };
 
 static bool
-hazard_set_add(struct hazard_set *set, const void *object)
+hazard_set_add(const void *object, void *context)
 {
+    struct hazard_set *set = context;
     if (set->n == set->capacity) {
         size_t capacity = set->capacity == 0 ? 32 : set->capacity * 2;
         const void **grown = ftb_alloc(capacity * sizeof *grown);
@@ -197,29 +186,28 @@ hazard_set_add(struct hazard_set *set, const void *object)
     return true;
 }
 
-/* (8): every pointer in a slot. Returns false without memory. */
-static bool
-hazard_set_fill(struct hazard_set *set)
-{
-    struct ftb_thread *thread = ftb_load_seq_cst(&threads);
-    for (; thread != NULL; thread = ftb_load_acquire(&thread->next)) {
-        uint32_t peak = ftb_load_acquire(&thread->depth_peak);
-        for (uint32_t i = 0; i < peak; i++) {
-            const void *object = ftb_load_acquire(&thread->hazard[i]);
-            if (object != NULL && !hazard_set_add(set, object)) {
-                return false;
-            }
-        }
-    }
-    return true;
-}
-
 static int
 compare_pointers(const void *a, const void *b)
 {
     uintptr_t x = (uintptr_t) * (const void *const *)a;
     uintptr_t y = (uintptr_t) * (const void *const *)b;
     return (x > y) - (x < y);
+}
+
+/* Every pointer in a slot. Returns false without memory. */
+static bool
+hazard_set_fill(struct hazard_set *set)
+{
+    struct ftb_thread *thread = ftb_load_seq_cst(&threads.head);
+    for (; thread != NULL; thread = ftb_load_relaxed(&thread->next)) {
+        if (!ftb__hazards_each(thread, hazard_set_add, set)) {
+            return false;
+        }
+    }
+    if (set->n > 1) {
+        qsort(set->objects, set->n, sizeof(void *), compare_pointers);
+    }
+    return true;
 }
 
 /* Split the kept list into what is protected (stays) and what is free (returned). */
@@ -251,68 +239,75 @@ kept_append_locked(struct ftb_retired *list)
     }
 }
 
+/* One round. Sets *left_n; returns what nobody can see. */
+static struct ftb_retired *
+reclaim_locked(size_t *left_n)
+{
+    struct ftb_retired *free_list = NULL;
+    struct hazard_set set = {NULL, 0, 0};
+    kept_append_locked(retired_take());
+    if (kept != NULL && ftb__sections_closed(&threads) && hazard_set_fill(&set)) {
+        free_list = kept_split_locked(&set);
+    }
+    ftb_free(set.objects);
+    *left_n = 0;
+    for (struct ftb_retired *r = kept; r != NULL; r = r->next) {
+        ++*left_n;
+    }
+    return free_list;
+}
+
 size_t
 ftb_reclaim(void)
 {
-    if (pthread_mutex_trylock(&reclaim_lock) != 0) {
-        return 1; /* somebody is at it; what we retired is theirs or the next one's */
-    }
-    kept_append_locked(retired_take());
-    struct ftb_retired *free_list = NULL;
-    struct hazard_set set = {NULL, 0, 0};
-    if (kept != NULL && sections_closed() && hazard_set_fill(&set)) {
-        if (set.n > 1) {
-            qsort(set.objects, set.n, sizeof(void *), compare_pointers);
-        }
-        free_list = kept_split_locked(&set);
-    }
     size_t left_n = 0;
-    for (struct ftb_retired *r = kept; r != NULL; r = r->next) {
-        left_n++;
-    }
-    pthread_mutex_unlock(&reclaim_lock);
-    ftb_free(set.objects);
-    while (free_list != NULL) { /* unlocked: free_fn may run finalizers */
-        struct ftb_retired *next = free_list->next;
-        free_list->free_fn(free_list);
-        free_list = next;
+    for (int round = 0; round < RECLAIM_ROUNDS_MAX; round++) {
+        if (pthread_mutex_trylock(&reclaim_lock) != 0) {
+            return 1; /* who is at it looks again for what we retired; a waiter does not,
+                       * but reclaims when it has waited */
+        }
+        struct ftb_retired *free_list = reclaim_locked(&left_n);
+        pthread_mutex_unlock(&reclaim_lock);
+        while (free_list != NULL) { /* unlocked: free_fn may run finalizers */
+            struct ftb_retired *next = free_list->next;
+            free_list->free_fn(free_list);
+            free_list = next;
+        }
+        if (ftb_load_acquire(&retired) == NULL) {
+            break;
+        }
     }
     return left_n;
 }
 
-size_t
-ftb_hazard_find(
-    bool (*match)(const void *object, void *context),
-    void *context,
-    struct ftb_hazard_seen *slots,
-    size_t slots_n)
+struct hazard_match {
+    bool (*match)(const void *object, void *context);
+    void *context;
+};
+
+static bool
+is_no_match(const void *object, void *context)
+{
+    struct hazard_match *wanted = context;
+    return !wanted->match(object, wanted->context);
+}
+
+bool
+ftb_hazard_find(bool (*match)(const void *object, void *context), void *context)
 {
     /* Under reclaim_lock nothing in a slot can be freed: a reclaimer that judged an
-     * object free saw no slot with it, and a retired object enters no new slot. */
-    size_t found_n = 0;
+     * object free saw no slot with it, and a retired object enters no new slot. Its
+     * bytes are visible: (3) is a release after the acquire of (2). */
+    struct hazard_match wanted = {match, context};
     pthread_mutex_lock(&reclaim_lock);
-    if (!sections_closed()) {
-        pthread_mutex_unlock(&reclaim_lock);
-        return SIZE_MAX;
-    }
-    struct ftb_thread *thread = ftb_load_seq_cst(&threads);
-    for (; thread != NULL; thread = ftb_load_acquire(&thread->next)) {
-        if (thread == ftb_thread_local) {
-            continue;
-        }
-        uint32_t peak = ftb_load_acquire(&thread->depth_peak);
-        for (uint32_t i = 0; i < peak; i++) {
-            const void *object = ftb_load_acquire(&thread->hazard[i]);
-            if (object != NULL && match(object, context)) {
-                if (found_n < slots_n) {
-                    slots[found_n] = (struct ftb_hazard_seen){thread, object, i};
-                }
-                found_n++;
-            }
-        }
+    bool is_found = !ftb__sections_closed(&threads);
+    struct ftb_thread *thread = ftb_load_seq_cst(&threads.head);
+    for (; thread != NULL && !is_found; thread = ftb_load_relaxed(&thread->next)) {
+        is_found = thread != ftb_thread_local
+                   && !ftb__hazards_each(thread, is_no_match, &wanted);
     }
     pthread_mutex_unlock(&reclaim_lock);
-    return found_n;
+    return is_found;
 }
 
 static void
@@ -325,8 +320,9 @@ thread_forget(struct ftb_thread *thread, void *unused)
     uint64_t seq = ftb_load_relaxed(&thread->seq); /* relaxed: one thread is left */
     ftb_store_seq_cst(&thread->seq, seq + (seq & 1));
     for (uint32_t i = 0; i < FTB_DEPTH_MAX; i++) {
-        ftb_store_release(&thread->hazard[i], (const void *)NULL);
+        ftb_store_release(&thread->hazard[i], (uintptr_t)0);
     }
+    memset(thread->front, 0, sizeof thread->front); /* one may be half written */
     thread->depth = 0;
     ftb_store_release(&thread->in_use, 0);
 }
@@ -334,6 +330,5 @@ thread_forget(struct ftb_thread *thread, void *unused)
 void
 ftb_reclaim_after_fork_child(void)
 {
-    pthread_mutex_init(&reclaim_lock, NULL);
     ftb_thread_each(thread_forget, NULL);
 }

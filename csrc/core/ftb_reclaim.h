@@ -12,14 +12,24 @@
 #ifndef FTB_RECLAIM_H
 #define FTB_RECLAIM_H
 
+#include <sched.h>
+
 #include "ftb_atomic.h"
 #include "ftb_base.h"
 
 /* Emits nested deeper than this in one thread are refused (EmitDepthError): by then it
  * is a handler that emits its own key without end. */
+#ifndef FTB_DEPTH_MAX /* a model has fewer */
 #define FTB_DEPTH_MAX 64
+#endif
 
 #define FTB_FRONT_SLOTS 64
+
+/* How long a scan waits for an open section before it gives up: a section ends in tens of
+ * nanoseconds, unless its thread lost the processor. */
+#ifndef FTB_SECTION_SPINS
+#define FTB_SECTION_SPINS 2000
+#endif
 
 struct ftb_shard; /* ftb_shard.h */
 
@@ -44,8 +54,9 @@ struct ftb_thread {
      * objects that are never freed, so that no address can come to mean another key;
      * valid for the bus with that serial. Owner only; kept for the record's next owner. */
     struct ftb_front front[FTB_FRONT_SLOTS];
-    /* hazard[i] is set inside a section and cleared by the owner. */
-    ftb_atomic(const void *) hazard[FTB_DEPTH_MAX];
+    /* Addresses of what is held, or 0: set inside a section and cleared by the owner,
+     * newest first. */
+    ftb_atomic(uintptr_t) hazard[FTB_DEPTH_MAX];
     FTB_ALIGNED ftb_atomic(struct ftb_thread *) next; /* set once, before the push */
     ftb_atomic(uint32_t) in_use; /* 1 while a live thread owns the record */
 };
@@ -57,6 +68,12 @@ struct ftb_retired {
     void (*free_fn)(struct ftb_retired *self);
 };
 
+/* Every record ever made. Pushed to, never popped. */
+struct ftb_threads {
+    ftb_atomic(struct ftb_thread *) head;
+};
+
+#ifndef FTB_RELACY /* the model keeps its own records */
 /* This thread's record, or NULL before its first use. */
 extern FTB_TLS struct ftb_thread *ftb_thread_local;
 
@@ -70,6 +87,7 @@ ftb_thread_current(void)
     struct ftb_thread *thread = ftb_thread_local;
     return FTB_LIKELY(thread != NULL) ? thread : ftb_thread_register();
 }
+#endif
 
 /* (1) Open a section. seq_cst: in the one total order with the writer's unlinking (6)
  * and its scan (7). */
@@ -89,7 +107,8 @@ ftb_section_leave(struct ftb_thread *thread, uint64_t odd)
 }
 
 /* (3) Take the next slot for `object`, inside a section, with thread->depth checked to
- * be under FTB_DEPTH_MAX. Relaxed: (4) publishes both stores. */
+ * be under FTB_DEPTH_MAX. (4) publishes both stores to the scan; release is for
+ * ftb_hazard_find, which may see the slot before (4) and looks into the object. */
 static inline void
 ftb_hazard_hold(struct ftb_thread *thread, const void *object)
 {
@@ -97,7 +116,7 @@ ftb_hazard_hold(struct ftb_thread *thread, const void *object)
     if (FTB_UNLIKELY(thread->depth > ftb_load_relaxed(&thread->depth_peak))) {
         ftb_store_relaxed(&thread->depth_peak, thread->depth);
     }
-    ftb_store_relaxed(&thread->hazard[slot], object);
+    ftb_store_release(&thread->hazard[slot], (uintptr_t)object);
 }
 
 /* (5) Give the newest slot back. Release: what was read through it happens before the
@@ -105,7 +124,90 @@ ftb_hazard_hold(struct ftb_thread *thread, const void *object)
 static inline void
 ftb_hazard_drop(struct ftb_thread *thread)
 {
-    ftb_store_release(&thread->hazard[--thread->depth], (const void *)NULL);
+    ftb_store_release(&thread->hazard[--thread->depth], (uintptr_t)0);
+}
+
+/* What follows is called by ftb_reclaim.c only; it is here so that the model checks it. */
+
+/* Own a record that nobody owns. Acquire: its seq and depth as the last owner left them. */
+static inline bool
+ftb__thread_try_own(struct ftb_thread *thread)
+{
+    uint32_t is_owned = 0;
+    return ftb_load_relaxed(&thread->in_use) == 0 /* relaxed: the CAS decides */
+           && ftb_cas_acquire(&thread->in_use, &is_owned, 1);
+}
+
+/* Release: pairs with the above. */
+static inline void
+ftb__thread_disown(struct ftb_thread *thread)
+{
+    while (thread->depth > 0) { /* pthread_exit in a handler: nobody uses them now */
+        ftb_hazard_drop(thread);
+    }
+    ftb_store_release(&thread->in_use, 0);
+}
+
+/* Add a record. seq_cst: point 5 of ftb_reclaim.c. */
+static inline void
+ftb__threads_push(struct ftb_threads *threads, struct ftb_thread *thread)
+{
+    struct ftb_thread *head = ftb_load_relaxed(&threads->head); /* the CAS checks */
+    do {
+        ftb_store_relaxed(&thread->next, head); /* relaxed: the CAS publishes it */
+    } while (!ftb_cas_seq_cst(&threads->head, &head, thread));
+}
+
+/* (7) True once the thread's section, if it has one open, is closed; false if that took
+ * too long. */
+static inline bool
+ftb__section_is_closed(struct ftb_thread *thread)
+{
+    uint64_t seen = ftb_load_seq_cst(&thread->seq);
+    if ((seen & 1) == 0) {
+        return true;
+    }
+    for (int spins = 1; ftb_load_seq_cst(&thread->seq) == seen; spins++) {
+        if (spins == FTB_SECTION_SPINS) {
+            return false;
+        }
+        ftb_relax();
+        if (spins % 64 == 0) {
+            sched_yield(); /* its owner may need this very core */
+        }
+    }
+    return true;
+}
+
+static inline bool
+ftb__sections_closed(struct ftb_threads *threads)
+{
+    struct ftb_thread *thread = ftb_load_seq_cst(&threads->head);
+    /* relaxed: each push happens before the next one, and the last before the load */
+    for (; thread != NULL; thread = ftb_load_relaxed(&thread->next)) {
+        if (!ftb__section_is_closed(thread)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* (8) Call fn for the object in every slot of a thread until it returns false; returns
+ * whether it never did. */
+static inline bool
+ftb__hazards_each(
+    struct ftb_thread *thread, bool (*fn)(const void *object, void *context),
+    void *context)
+{
+    /* relaxed: what the closed sections wrote is visible by (7), more is not needed */
+    uint32_t peak = ftb_load_relaxed(&thread->depth_peak);
+    for (uint32_t i = 0; i < peak; i++) {
+        uintptr_t object = ftb_load_acquire(&thread->hazard[i]);
+        if (object != 0 && !fn((const void *)object, context)) {
+            return false;
+        }
+    }
+    return true;
 }
 
 /* Hand over an unlinked object; free_fn runs later, from some thread's ftb_reclaim. */
@@ -117,27 +219,11 @@ ftb_retire(
 size_t
 ftb_reclaim(void);
 
-/* Wait-list of slots that hold objects for which `match` is true, in threads other than
- * the caller's. Fills up to slots_n entries, returns how many there are; SIZE_MAX if a
- * section did not close in time (ask again). `match` runs with the objects protected. */
-struct ftb_hazard_seen {
-    struct ftb_thread *thread;
-    const void *object;
-    uint32_t slot;
-};
-size_t
-ftb_hazard_find(
-    bool (*match)(const void *object, void *context),
-    void *context,
-    struct ftb_hazard_seen *slots,
-    size_t slots_n);
-
-/* True while the slot still holds what ftb_hazard_find saw there. */
-static inline bool
-ftb_hazard_is_held(const struct ftb_hazard_seen *seen)
-{
-    return ftb_load_acquire(&seen->thread->hazard[seen->slot]) == seen->object;
-}
+/* True if a slot of a thread other than the caller's holds an object for which `match` is
+ * true, or if that cannot be told now (a section did not close in time: ask again).
+ * `match` may look into the objects; it runs under the reclaimer's lock. */
+bool
+ftb_hazard_find(bool (*match)(const void *object, void *context), void *context);
 
 /* Call fn for every record ever made, live or not. */
 void

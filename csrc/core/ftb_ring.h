@@ -120,7 +120,7 @@ ftb_ring_claim_free(struct ftb_ring *ring, uint32_t n, uint64_t *position)
     }
 }
 
-/* Push items[0..n) in order. Returns how many went in: fewer than n if the ring is full,
+/* Push items[0..n) in order; n is at least 1. Returns how many went in: fewer than n if the ring is full,
  * or if only a few cells in a row were free; call again for the rest. */
 static inline uint32_t
 ftb_ring_try_push_mpmc(
@@ -192,14 +192,16 @@ ftb_ring_try_pop_mpmc(
     return claimed_n;
 }
 
-/* Whether there is nothing to pop right now. The loads are seq_cst because a worker about
- * to sleep relies on them (ftb_idle.h): if the item at the head is not published yet, its
- * producer has not looked for a sleeper yet either. */
+/* Whether there is nothing to pop right now. The load of the turn is seq_cst because a
+ * worker about to sleep relies on it (ftb_idle.h): if the item at the head is not published
+ * yet, its producer has not looked for a sleeper yet either. */
 static inline bool
 ftb_ring_is_empty(struct ftb_ring *ring)
 {
     for (;;) {
-        uint64_t first = ftb_load_seq_cst(&ring->head);
+        /* relaxed: what was said about the head holds for every earlier one, too; and if
+         * its cell is free already, the turn read next orders a newer head. */
+        uint64_t first = ftb_load_relaxed(&ring->head);
         uint64_t turn = ftb_load_seq_cst(&ftb_ring_cell_at(ring, first)->turn);
         int64_t ahead = (int64_t)(turn - ftb_ring_turn_at(ring, first));
         if (ahead < (int64_t)FTB_RING_LAP) {

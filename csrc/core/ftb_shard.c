@@ -11,6 +11,25 @@ static uint32_t *free_ids = NULL;
 static size_t free_ids_n = 0, free_ids_capacity = 0;
 static uint32_t next_id = 0;
 
+static void
+lock_ids(void)
+{
+    pthread_mutex_lock(&id_lock);
+}
+
+static void
+unlock_ids(void)
+{
+    pthread_mutex_unlock(&id_lock);
+}
+
+/* A fork waits for whoever changes the stack, so that its child finds it whole. */
+__attribute__((constructor)) static void
+hold_ids_across_fork(void)
+{
+    pthread_atfork(lock_ids, unlock_ids, unlock_ids);
+}
+
 static struct ftb_directory *
 directory_new(uint32_t pages_n)
 {

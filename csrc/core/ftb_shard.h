@@ -82,7 +82,8 @@ ftb_shard_cell_local(struct ftb_shard *shard, uint32_t id)
 void
 ftb_shard_sum(uint32_t id, struct ftb_totals *totals);
 
-/* A topic id, the lowest that is free. UINT32_MAX: no memory. */
+/* A topic id, the last one released or else the next new one, so that ids stay dense.
+ * UINT32_MAX: no memory. */
 uint32_t
 ftb_shard_id_acquire(void);
 

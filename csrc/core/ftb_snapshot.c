@@ -4,11 +4,12 @@
 
 void (*ftb_handler_release_fn)(struct ftb_handler *handler) = NULL;
 
-static size_t
-snapshot_bytes(uint32_t n)
+struct ftb_snapshot *
+ftb_snapshot_reserve(size_t most)
 {
-    return sizeof(struct ftb_snapshot) + sizeof(struct ftb_retired)
-           + n * (sizeof(struct ftb_call) + sizeof(struct ftb_handler *));
+    return ftb_alloc(
+        sizeof(struct ftb_snapshot) + sizeof(struct ftb_retired)
+        + most * (sizeof(struct ftb_call) + sizeof(struct ftb_handler *)));
 }
 
 static bool
@@ -17,61 +18,52 @@ is_kept(struct ftb_handler *handler)
     return ftb_load_acquire(&handler->state) != FTB_HANDLER_CANCELLED;
 }
 
-/* Collect what the new snapshot holds, in order: priority high to low, then age. */
-static uint32_t
-handlers_collect(
-    struct ftb_snapshot *old, struct ftb_handler *added, struct ftb_handler **out)
+static void
+snapshot_append(
+    struct ftb_snapshot *snapshot, struct ftb_handler **out, struct ftb_handler *handler)
+{
+    ftb_handler_retain(handler);
+    snapshot->flags |= handler->flags;
+    snapshot->calls[out - ftb_snapshot_handlers(snapshot)]
+        = (struct ftb_call){handler->func, handler->self};
+    *out = handler;
+}
+
+/* In order: priority high to low, then age. The stripe is locked, so that no handler is
+ * cancelled between the count and the fill. */
+struct ftb_snapshot *
+ftb_snapshot_fill(
+    struct ftb_snapshot *room,
+    struct ftb_topic *topic,
+    struct ftb_snapshot *old,
+    struct ftb_handler *added)
 {
     struct ftb_handler **handlers = old != NULL ? ftb_snapshot_handlers(old) : NULL;
-    uint32_t old_n = old != NULL ? old->n : 0, n = 0;
+    uint32_t old_n = old != NULL ? old->n : 0;
+    room->topic = topic;
+    room->flags = topic->entry.key.kind == FTB_KEY_CLASS ? FTB_SNAPSHOT_CLASS : 0;
+    room->n = added != NULL ? 1 : 0;
+    for (uint32_t i = 0; i < old_n; i++) {
+        room->n += is_kept(handlers[i]);
+    }
+    if (room->n == 0) {
+        ftb_free(room);
+        return NULL;
+    }
+    struct ftb_handler **out = ftb_snapshot_handlers(room); /* needs n */
     for (uint32_t i = 0; i < old_n; i++) {
         if (added != NULL && handlers[i]->priority < added->priority) {
-            out[n++] = added;
+            snapshot_append(room, out++, added);
             added = NULL;
         }
         if (is_kept(handlers[i])) {
-            out[n++] = handlers[i];
+            snapshot_append(room, out++, handlers[i]);
         }
     }
     if (added != NULL) {
-        out[n++] = added;
+        snapshot_append(room, out, added);
     }
-    return n;
-}
-
-enum ftb_result
-ftb_snapshot_new(
-    struct ftb_topic *topic,
-    struct ftb_snapshot *old,
-    struct ftb_handler *added,
-    struct ftb_snapshot **out)
-{
-    *out = NULL;
-    uint32_t most = (old != NULL ? old->n : 0) + (added != NULL ? 1 : 0);
-    struct ftb_handler **handlers = ftb_alloc((most + 1) * sizeof(struct ftb_handler *));
-    if (handlers == NULL) {
-        return FTB_NOMEM;
-    }
-    uint32_t n = handlers_collect(old, added, handlers);
-    if (n > 0) {
-        struct ftb_snapshot *snapshot = ftb_alloc(snapshot_bytes(n));
-        if (snapshot == NULL) {
-            ftb_free(handlers);
-            return FTB_NOMEM;
-        }
-        snapshot->topic = topic;
-        snapshot->n = n;
-        for (uint32_t i = 0; i < n; i++) {
-            ftb_handler_retain(handlers[i]);
-            snapshot->flags |= handlers[i]->flags;
-            snapshot->calls[i]
-                = (struct ftb_call){handlers[i]->func, handlers[i]->self};
-            ftb_snapshot_handlers(snapshot)[i] = handlers[i];
-        }
-        *out = snapshot;
-    }
-    ftb_free(handlers);
-    return FTB_OK;
+    return room;
 }
 
 void

@@ -12,11 +12,12 @@
 
 struct ftb_topic;
 
-/* What is special about a handler; 0 for most. */
+/* What is special about a handler, or about a snapshot; 0 for most. */
 enum {
     FTB_HANDLER_ONCE = 1,    /* runs at most once, whoever emits */
     FTB_HANDLER_WEAK = 2,    /* `self`, or else `func`, is a weak reference */
     FTB_HANDLER_ENCODED = 4, /* wants the event as encoded bytes */
+    FTB_SNAPSHOT_CLASS = 8,  /* of a class: the handlers of its bases follow */
 };
 
 enum ftb_handler_state {
@@ -27,13 +28,16 @@ enum ftb_handler_state {
 
 struct ftb_handler {
     ftb_atomic(uint32_t) refs;  /* snapshots + the subscription object */
-    ftb_atomic(uint32_t) state; /* enum ftb_handler_state; moves forward only */
+    /* enum ftb_handler_state; goes back only from SPENT, by who set that */
+    ftb_atomic(uint32_t) state;
     uint32_t flags;
     int32_t priority;
     uint64_t serial; /* unique on its bus, unlike an address */
     void *func;     /* called with (self, event), or with (event) if self is NULL */
     void *self;     /* set for bound methods, which are unwrapped */
-    void *callable; /* what the user passed in, for messages; NULL if weak */
+    void *callable; /* what the user passed in, or its weak reference; for messages */
+    const void *target; /* where the weak one's object is or was; only compared */
+    void *owner; /* the subscription object while it lives, for the collector */
     struct ftb_topic *topic;
     struct ftb_handler *previous, *next; /* the bus's list; guarded by its lock */
 };
@@ -44,11 +48,11 @@ struct ftb_call {
     void *self;
 };
 
-/* In memory: this header, calls[n], handlers[n], the retire link. */
+/* In memory: this header, calls[n], handlers[n], the retire link; perhaps room to spare. */
 struct ftb_snapshot {
     struct ftb_topic *topic;
     uint32_t n;
-    uint32_t flags; /* every handler's flags, or-ed */
+    uint32_t flags; /* every handler's flags and its own, or-ed */
     struct ftb_call calls[];
 };
 
@@ -65,21 +69,26 @@ ftb_snapshot_retired(struct ftb_snapshot *snapshot)
                                           + snapshot->n);
 }
 
-/* A new snapshot: `old` (may be NULL) with `added` (may be NULL) in its place by
- * priority, without the handlers that are cancelled. Sets *out to NULL if none is left.
- * FTB_NOMEM: nothing was made. */
-FTB_MUST_USE enum ftb_result
-ftb_snapshot_new(
+/* Room for a snapshot of up to `most` handlers. NULL: no memory. Taken before anything is
+ * changed, so that the change itself cannot fail. */
+FTB_MUST_USE struct ftb_snapshot *
+ftb_snapshot_reserve(size_t most);
+
+/* Make the room a snapshot: `old` (may be NULL) with `added` (may be NULL) in its place
+ * by priority, without the handlers that are cancelled. NULL if none is left: then the
+ * room is freed. */
+FTB_MUST_USE struct ftb_snapshot *
+ftb_snapshot_fill(
+    struct ftb_snapshot *room,
     struct ftb_topic *topic,
     struct ftb_snapshot *old,
-    struct ftb_handler *added,
-    struct ftb_snapshot **out);
+    struct ftb_handler *added);
 
 /* Retire an unlinked snapshot (NULL is allowed). */
 void
 ftb_snapshot_retire(struct ftb_snapshot *snapshot);
 
-/* Free one that was never published. */
+/* Free one that nobody can see: it was never published, or its time has come. */
 void
 ftb_snapshot_discard(struct ftb_snapshot *snapshot);
 

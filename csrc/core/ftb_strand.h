@@ -16,9 +16,9 @@
  *    being one. So a strand has at most one of {token, owner}, runs one item at a time,
  *    and needs at most one ring cell.
  * 2. Hand-over. What an owner did happens before what the next one does: through the ring
- *    if it made the token, and otherwise through the state: its swap to IDLE releases, the
- *    exchange of the producer that reads IDLE acquires, and that producer's token goes
- *    through the ring.
+ *    if it made the token; otherwise through the state: its swap to IDLE releases, the
+ *    exchange in begin acquires, and what the state saw in between were exchanges, which
+ *    continue the release.
  * 3. Order. The list is in the order of the exchanges of tail. A producer's exchange
  *    acquires the store of NULL into the node it links behind, so its link comes last.
  * 4. Nothing is forgotten. Take a node x that is in the list and not popped, and the first
@@ -96,7 +96,7 @@ ftb_strand_push_mpsc(
     ftb_plain_set(&node->item, *item);
     ftb_store_relaxed(&node->next, NULL); /* relaxed: the exchange below releases it */
     struct ftb_node *before = ftb_exchange_acq_rel(&strand->tail, node);
-    /* Pairs with the acquire loads of next in pop and end. */
+    /* Pairs with the acquire load of next in pop. */
     ftb_store_release(&before->next, node);
     /* Pairs with the exchanges and the swap of the owner, in begin and end. */
     return ftb_exchange_acq_rel(&strand->state, FTB_STRAND_SCHEDULED)
@@ -135,7 +135,8 @@ ftb_strand_end_local(struct ftb_strand *strand)
 {
     struct ftb_node *head = ftb_plain_get(&strand->head);
     for (;;) {
-        if (ftb_load_acquire(&head->next) != NULL) {
+        /* relaxed: whoever pops the node loads the link again */
+        if (ftb_load_relaxed(&head->next) != NULL) {
             return true;
         }
         uint32_t state = FTB_STRAND_RUNNING;

@@ -141,27 +141,46 @@ ftb_bus_unlink_handler(struct ftb_bus *bus, struct ftb_handler *handler)
     pthread_mutex_unlock(&bus->handlers_lock);
 }
 
+/* Publish a snapshot (or NULL) in the place of the topic's, and retire that. */
+static void
+snapshot_replace_locked(struct ftb_topic *topic, struct ftb_snapshot *fresh)
+{
+    ftb_snapshot_retire(ftb_exchange_seq_cst(&topic->snapshot, fresh)); /* (6) */
+}
+
 enum ftb_result
 ftb_topic_add(struct ftb_topic *topic, struct ftb_handler *handler)
 {
     struct ftb_bus *bus = topic->bus;
-    struct ftb_snapshot *old = NULL, *fresh;
     enum ftb_result result = FTB_CLOSED;
     struct ftb_stripe *stripe = ftb_map_lock(&bus->topics, topic->entry.key.hash);
     /* ftb_bus_clear sets the flag before it takes each stripe's lock: either this sees
      * it, or the clear sees the handler. */
     if (ftb_load_acquire(&bus->is_closed) == 0) {
-        old = ftb_load_relaxed(&topic->snapshot); /* relaxed: locked */
-        result = ftb_snapshot_new(topic, old, handler, &fresh);
-        if (result == FTB_OK) {
-            ftb_exchange_seq_cst(&topic->snapshot, fresh); /* (6) of ftb_reclaim.c */
+        struct ftb_snapshot *old = ftb_load_relaxed(&topic->snapshot); /* locked */
+        struct ftb_snapshot *room
+            = ftb_snapshot_reserve((old != NULL ? (size_t)old->n : 0) + 1);
+        result = room != NULL ? FTB_OK : FTB_NOMEM;
+        if (room != NULL) {
+            snapshot_replace_locked(topic, ftb_snapshot_fill(room, topic, old, handler));
         }
     }
     ftb_map_unlock(stripe);
-    if (result == FTB_OK) {
-        ftb_snapshot_retire(old);
-    }
     return result;
+}
+
+static bool
+has_match(
+    struct ftb_snapshot *snapshot,
+    bool (*match)(const struct ftb_handler *handler, void *context),
+    void *context)
+{
+    struct ftb_handler **handlers = ftb_snapshot_handlers(snapshot);
+    uint32_t i = 0;
+    while (i < snapshot->n && match != NULL && !match(handlers[i], context)) {
+        i++;
+    }
+    return i < snapshot->n;
 }
 
 static size_t
@@ -183,18 +202,6 @@ handlers_cancel_locked(
     return removed_n;
 }
 
-static enum ftb_result
-snapshot_replace_locked(struct ftb_topic *topic, struct ftb_snapshot *old)
-{
-    struct ftb_snapshot *fresh;
-    enum ftb_result result = ftb_snapshot_new(topic, old, NULL, &fresh);
-    if (result == FTB_OK) {
-        ftb_exchange_seq_cst(&topic->snapshot, fresh); /* (6) of ftb_reclaim.c */
-        ftb_snapshot_retire(old);
-    }
-    return result;
-}
-
 enum ftb_result
 ftb_topic_remove(
     struct ftb_topic *topic,
@@ -207,9 +214,13 @@ ftb_topic_remove(
     struct ftb_stripe *stripe
         = ftb_map_lock(&topic->bus->topics, topic->entry.key.hash);
     struct ftb_snapshot *old = ftb_load_relaxed(&topic->snapshot); /* locked */
-    if (old != NULL) {
-        *removed_n = handlers_cancel_locked(old, match, context);
-        result = snapshot_replace_locked(topic, old);
+    if (old != NULL && has_match(old, match, context)) {
+        struct ftb_snapshot *room = ftb_snapshot_reserve(old->n);
+        result = room != NULL ? FTB_OK : FTB_NOMEM;
+        if (room != NULL) {
+            *removed_n = handlers_cancel_locked(old, match, context);
+            snapshot_replace_locked(topic, ftb_snapshot_fill(room, topic, old, NULL));
+        }
     }
     ftb_map_unlock(stripe);
     return result;
@@ -223,8 +234,7 @@ topic_clear_locked(struct ftb_entry *entry, void *unused)
     struct ftb_snapshot *old = ftb_load_relaxed(&topic->snapshot); /* locked */
     if (old != NULL) {
         handlers_cancel_locked(old, NULL, NULL);
-        ftb_exchange_seq_cst(&topic->snapshot, (struct ftb_snapshot *)NULL); /* (6) */
-        ftb_snapshot_retire(old);
+        snapshot_replace_locked(topic, NULL);
     }
 }
 
@@ -236,24 +246,22 @@ ftb_bus_clear(struct ftb_bus *bus)
 }
 
 static bool
-is_older_snapshot(const void *object, void *context)
+snapshot_contains(const void *object, void *context)
 {
-    const struct ftb_snapshot *snapshot = object;
-    struct ftb_topic *topic = context;
-    return snapshot->topic == topic && ftb_load_acquire(&topic->snapshot) != snapshot;
+    struct ftb_snapshot *snapshot = (struct ftb_snapshot *)(uintptr_t)object;
+    struct ftb_handler *handler = context;
+    uint32_t i = snapshot->topic == handler->topic ? 0 : snapshot->n;
+    while (i < snapshot->n && ftb_snapshot_handlers(snapshot)[i] != handler) {
+        i++;
+    }
+    return i < snapshot->n;
 }
 
 enum ftb_result
-ftb_topic_wait_quiet(struct ftb_topic *topic, uint64_t deadline_ns)
+ftb_handler_wait_quiet(struct ftb_handler *handler, uint64_t deadline_ns)
 {
-    enum { SEEN_MAX = 16 };
-    struct ftb_hazard_seen seen[SEEN_MAX];
     long pause_ns = 20000;
-    for (;;) {
-        size_t found_n = ftb_hazard_find(is_older_snapshot, topic, seen, SEEN_MAX);
-        if (found_n == 0) {
-            return FTB_OK;
-        }
+    while (ftb_hazard_find(snapshot_contains, handler)) {
         if (ftb_now_ns() >= deadline_ns) {
             return FTB_TIMEOUT;
         }
@@ -262,5 +270,18 @@ ftb_topic_wait_quiet(struct ftb_topic *topic, uint64_t deadline_ns)
         if (pause_ns < 1000000) {
             pause_ns *= 2; /* a handler that runs long is not worth a busy wait */
         }
+    }
+    return FTB_OK;
+}
+
+void
+ftb_bus_after_fork_child(struct ftb_bus *bus)
+{
+    ftb_map_after_fork_child(&bus->topics);
+    pthread_mutex_init(&bus->handlers_lock, NULL);
+    struct ftb_handler *previous = NULL; /* the chain of `next` is whole at every moment */
+    for (struct ftb_handler *h = bus->handlers; h != NULL; h = h->next) {
+        h->previous = previous;
+        previous = h;
     }
 }

@@ -72,8 +72,9 @@ FTB_MUST_USE enum ftb_result
 ftb_topic_add(struct ftb_topic *topic, struct ftb_handler *handler);
 
 /* Cancel the handlers for which match is true (all if match is NULL) and publish a
- * snapshot without them. Sets *removed_n. `match` must not run user code.
- * FTB_NOMEM: they are cancelled, so never run again, but stay in the snapshot. */
+ * snapshot without them. Sets *removed_n to how many were active. `match` runs under the
+ * stripe's lock: it must not run user code, drop a reference or block.
+ * FTB_NOMEM: nothing changed. */
 FTB_MUST_USE enum ftb_result
 ftb_topic_remove(
     struct ftb_topic *topic,
@@ -85,10 +86,10 @@ ftb_topic_remove(
 void
 ftb_bus_clear(struct ftb_bus *bus);
 
-/* Wait until no other thread is inside an emit that began with an older snapshot of
- * this topic. FTB_TIMEOUT at the deadline. Blocks: the caller is detached. */
+/* Wait until no other thread is inside an emit that may run this cancelled handler.
+ * FTB_TIMEOUT at the deadline. Blocks: the caller is detached. */
 FTB_MUST_USE enum ftb_result
-ftb_topic_wait_quiet(struct ftb_topic *topic, uint64_t deadline_ns);
+ftb_handler_wait_quiet(struct ftb_handler *handler, uint64_t deadline_ns);
 
 /* A new, unlinked handler for a topic, with one reference. NULL: no memory. */
 struct ftb_handler *
@@ -97,5 +98,9 @@ ftb_handler_new(struct ftb_topic *topic);
 /* Called by ftb_handler_release. */
 void
 ftb_bus_unlink_handler(struct ftb_bus *bus, struct ftb_handler *handler);
+
+/* In a fork's child: make the locks new, and whole what they guard, whoever was at it. */
+void
+ftb_bus_after_fork_child(struct ftb_bus *bus);
 
 #endif

@@ -13,16 +13,14 @@ struct eventcount_model : rl::test_suite<eventcount_model, GIVERS_N + TAKERS_N> 
     ftb_atomic(uint32_t) slots_n;
     unsigned given_up_n; /* for the model's eyes only */
 
-    void
-    before()
+    void before()
     {
         ftb_init(&waitset.word, 0);
         ftb_init(&slots_n, 0);
         given_up_n = 0;
     }
 
-    bool
-    take()
+    bool take()
     {
         uint32_t seen = ftb_load_seq_cst(&slots_n);
         while (seen > 0) {
@@ -33,8 +31,7 @@ struct eventcount_model : rl::test_suite<eventcount_model, GIVERS_N + TAKERS_N> 
         return false;
     }
 
-    void
-    wait_and_take(bool may_give_up)
+    void wait_and_take(bool may_give_up)
     {
         while (!take()) {
             uint32_t key = ftb_waitset_prepare(&waitset);
@@ -54,19 +51,17 @@ struct eventcount_model : rl::test_suite<eventcount_model, GIVERS_N + TAKERS_N> 
         }
     }
 
-    void
-    thread(unsigned ix)
+    void thread(unsigned ix)
     {
         if (ix < GIVERS_N) {
             ftb_add_seq_cst(&slots_n, 1);
             ftb_waitset_notify(&waitset, false);
         } else {
-            wait_and_take(ix == GIVERS_N);
+            wait_and_take(with_deadlines && ix == GIVERS_N);
         }
     }
 
-    void
-    after()
+    void after()
     {
         RL_ASSERT(ftb_load_relaxed(&slots_n) == GIVERS_N - TAKERS_N + given_up_n);
         RL_ASSERT((uint32_t)ftb_load_relaxed(&waitset.word) == 0);
@@ -76,5 +71,5 @@ struct eventcount_model : rl::test_suite<eventcount_model, GIVERS_N + TAKERS_N> 
 int
 main(int argc, char **argv)
 {
-    return run_model<eventcount_model>(argc, argv, "eventcount");
+    return run_model<eventcount_model>(argc, argv, "eventcount", 1000000, 3);
 }

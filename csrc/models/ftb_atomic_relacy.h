@@ -14,15 +14,13 @@
 template <typename T> class ftb_plain_var
 {
   public:
-    T
-    get(rl::debug_info_param info)
+    T get(rl::debug_info_param info)
     {
         (void)accesses(info).load();
         return value;
     }
 
-    void
-    set(T new_value, rl::debug_info_param info)
+    void set(T new_value, rl::debug_info_param info)
     {
         accesses(info).store(0);
         value = new_value;

@@ -1,8 +1,8 @@
 /* What every model shares: how its schedules are searched, and what its program prints.
  *
- * A model program takes `random N`, N random schedules, or `bounded N K`, up to N of the
- * schedules with at most K preemptions. It returns 0 if none fails; the first that fails
- * is printed step by step.
+ * A model program takes `random N`, N random schedules, or `bounded K`, every schedule
+ * with at most K preemptions; without arguments it does both, as its main plans. It returns
+ * 0 if none fails; the first that fails is printed step by step.
  *
  * This is evidence and not proof: relacy (by Dmitry Vyukov) explores the interleavings and
  * stale reads that C++11 allows, but a write is never older in its location's order than
@@ -13,7 +13,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <sstream>
+#include <ostream>
+#include <streambuf>
 
 #include <relacy/relacy.hpp>
 
@@ -42,26 +43,65 @@ model_ring_init(ftb_ring *ring, ftb_ring_cell *cells, uint32_t shift)
     ftb_init(&ring->head, 0);
 }
 
-template <typename Model>
-int
-run_model(int argc, char **argv, const char *name)
+/* Keeps what relacy prints, without the heap: relacy has taken that over by then. */
+class model_log : public std::streambuf
 {
-    std::ostringstream log;
+  public:
+    model_log()
+    {
+        setp(text, text + sizeof text - 1); /* what does not fit is left out */
+    }
+
+    const char *c_str()
+    {
+        *pptr() = '\0';
+        return text;
+    }
+
+  private:
+    char text[1 << 20];
+};
+
+/* Whether waits may end at a deadline. Not in bounded searches: relacy's scheduler for
+ * those runs a finished thread again after a timed wait. */
+static bool with_deadlines;
+
+template <typename Model>
+bool
+search_model(const char *name, bool is_bounded, long number)
+{
+    static model_log log;
+    std::ostream out(&log);
     rl::test_params params;
-    bool is_bounded = argc > 3 && std::strcmp(argv[1], "bounded") == 0;
-    params.iteration_count = argc > 2 ? (rl::iteration_t)std::atoll(argv[2]) : 100000;
+    with_deadlines = !is_bounded;
     params.search_type = is_bounded ? rl::sched_bound : rl::random_scheduler_type;
-    params.context_bound = is_bounded ? (unsigned)std::atoi(argv[3]) : 0;
-    params.output_stream = &log;
-    params.progress_stream = &log;
+    params.iteration_count = is_bounded ? 0 : (rl::iteration_t)number;
+    params.context_bound = is_bounded ? (unsigned)number : 0;
+    params.output_stream = &out;
+    params.progress_stream = &out;
     bool is_ok = rl::simulate<Model>(params);
     if (!is_ok) {
-        std::fputs(log.str().c_str(), stderr);
+        std::fputs(log.c_str(), stderr);
     }
     std::printf(
-        "%-34s %-8s %-6s after %llu schedules\n", name, is_bounded ? "bounded" : "random",
-        is_ok ? "ok" : "FAILED", (unsigned long long)params.stop_iteration);
-    return is_ok ? 0 : 1;
+        "   %-14s %-7s %-8ld %-6s after %llu schedules\n", name,
+        is_bounded ? "bounded" : "random", number, is_ok ? "ok" : "FAILED",
+        (unsigned long long)params.stop_iteration);
+    std::fflush(stdout);
+    return is_ok;
+}
+
+/* The model's main: search as the arguments say, or as planned. */
+template <typename Model>
+int
+run_model(int argc, char **argv, const char *name, long random_n, long bound)
+{
+    if (argc > 2) {
+        bool is_bounded = std::strcmp(argv[1], "bounded") == 0;
+        return search_model<Model>(name, is_bounded, std::atol(argv[2])) ? 0 : 1;
+    }
+    bool is_ok = search_model<Model>(name, false, random_n);
+    return is_ok && search_model<Model>(name, true, bound) ? 0 : 1;
 }
 
 #endif

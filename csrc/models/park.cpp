@@ -2,14 +2,14 @@
  * them: post and wake against look, sleep and take. A wake-up that gets lost leaves a
  * sleeper behind, which relacy reports as a deadlock.
  *
- * With -DCHAIN one producer publishes two items and wakes one worker only, and the items
+ * In park_chain.cpp one producer publishes two items and wakes one worker only, and the items
  * want a worker each: that worker has to wake the other (argument 4 in ftb_idle.h). */
 #include "model.h"
 
 #include "ftb_idle.h"
 #include "ftb_park.h"
 
-#ifdef CHAIN
+#ifdef PARK_CHAIN
 static const unsigned PRODUCERS_N = 1;
 static const uint32_t POST_N = 2; /* items in one post */
 #else
@@ -27,8 +27,7 @@ struct park_model : rl::test_suite<park_model, PRODUCERS_N + WORKERS_N> {
     ftb_atomic(uint32_t) taken_n;
     ftb_atomic(uint32_t) is_stopped;
 
-    void
-    before()
+    void before()
     {
         model_ring_init(&ring, cells, 1);
         ftb_idle_init(&idle, WORKERS_N);
@@ -39,8 +38,7 @@ struct park_model : rl::test_suite<park_model, PRODUCERS_N + WORKERS_N> {
         ftb_init(&is_stopped, 0);
     }
 
-    void
-    wake()
+    void wake()
     {
         int32_t ix = ftb_idle_claim(&idle, 0);
         if (ix >= 0) {
@@ -48,20 +46,19 @@ struct park_model : rl::test_suite<park_model, PRODUCERS_N + WORKERS_N> {
         }
     }
 
-    void
-    produce(unsigned ix)
+    void produce(unsigned ix)
     {
         ftb_item items[POST_N];
         for (uint32_t i = 0; i < POST_N; i++) {
             items[i] = numbered_item(ix * 100 + i);
         }
-        uint32_t pushed_n = ftb_ring_try_push_mpmc(&ring, items, POST_N, FTB_RING_PLAIN);
+        uint32_t pushed_n =
+            ftb_ring_try_push_mpmc(&ring, items, POST_N, FTB_RING_PLAIN);
         RL_ASSERT(pushed_n == POST_N);
         wake();
     }
 
-    void
-    stop()
+    void stop()
     {
         ftb_store_seq_cst(&is_stopped, 1);
         for (unsigned i = 0; i < WORKERS_N; i++) {
@@ -70,15 +67,14 @@ struct park_model : rl::test_suite<park_model, PRODUCERS_N + WORKERS_N> {
     }
 
     /* Take one item; the handler of the last stops the workers. */
-    bool
-    take()
+    bool take()
     {
         ftb_item item;
         enum ftb_ring_kind kind;
         if (ftb_ring_try_pop_mpmc(&ring, &item, 1, &kind) == 0) {
             return false;
         }
-#ifdef CHAIN
+#ifdef PARK_CHAIN
         if (ftb_idle_has_any(&idle) && !ftb_ring_is_empty(&ring)) {
             wake();
         }
@@ -86,7 +82,7 @@ struct park_model : rl::test_suite<park_model, PRODUCERS_N + WORKERS_N> {
         if (ftb_add_seq_cst(&taken_n, 1) + 1 == ITEMS_N) {
             stop();
         }
-#ifdef CHAIN
+#ifdef PARK_CHAIN
         /* The handler returns when the other item is being handled, too. */
         while (ftb_load_acquire(&taken_n) < ITEMS_N) {
             ftb_relax();
@@ -95,8 +91,7 @@ struct park_model : rl::test_suite<park_model, PRODUCERS_N + WORKERS_N> {
         return true;
     }
 
-    void
-    work(unsigned ix)
+    void work(unsigned ix)
     {
         while (ftb_load_acquire(&is_stopped) == 0) {
             if (take()) {
@@ -111,8 +106,7 @@ struct park_model : rl::test_suite<park_model, PRODUCERS_N + WORKERS_N> {
         }
     }
 
-    void
-    thread(unsigned ix)
+    void thread(unsigned ix)
     {
         if (ix < PRODUCERS_N) {
             produce(ix);
@@ -121,8 +115,7 @@ struct park_model : rl::test_suite<park_model, PRODUCERS_N + WORKERS_N> {
         }
     }
 
-    void
-    after()
+    void after()
     {
         RL_ASSERT(ftb_load_relaxed(&taken_n) == ITEMS_N);
     }
@@ -131,6 +124,9 @@ struct park_model : rl::test_suite<park_model, PRODUCERS_N + WORKERS_N> {
 int
 main(int argc, char **argv)
 {
-    const char *name = POST_N == 1 ? "park" : "park chain";
-    return run_model<park_model>(argc, argv, name);
+#ifdef PARK_CHAIN
+    return run_model<park_model>(argc, argv, "park chain", 1000000, 3);
+#else
+    return run_model<park_model>(argc, argv, "park", 1000000, 2);
+#endif
 }

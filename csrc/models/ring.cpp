@@ -1,16 +1,17 @@
-/* ftb_ring.h: two cells, two producers, two consumers, several laps. Every item comes out
- * once, whole, and in its producer's order; with -DSEVERAL pushes and pops go for two. */
+/* ftb_ring.h: two cells, two producers, two consumers, two laps. Every item comes out
+ * once, whole, and in its producer's order. ring_several.cpp makes this a model of pushes
+ * and pops of several items at once. */
 #include "model.h"
 
-#ifdef SEVERAL
+#ifdef RING_SEVERAL
 static const uint32_t AT_ONCE = 2;
 #else
 static const uint32_t AT_ONCE = 1;
 #endif
 static const unsigned PRODUCERS_N = 2;
 static const unsigned CONSUMERS_N = 2;
-static const uint32_t ITEMS_N = 3; /* by each producer, if there is space */
-static const int TRIES_N = 4;
+static const uint32_t ITEMS_N = 2; /* by each producer, if there is space */
+static const int TRIES_N = 2;
 
 struct ring_model : rl::test_suite<ring_model, PRODUCERS_N + CONSUMERS_N> {
     ftb_ring ring;
@@ -19,16 +20,14 @@ struct ring_model : rl::test_suite<ring_model, PRODUCERS_N + CONSUMERS_N> {
     uint64_t pushed[PRODUCERS_N];
     uint32_t popped[PRODUCERS_N][ITEMS_N];
 
-    void
-    before()
+    void before()
     {
         model_ring_init(&ring, cells, 1);
         std::memset(pushed, 0, sizeof pushed);
         std::memset(popped, 0, sizeof popped);
     }
 
-    void
-    produce(unsigned producer)
+    void produce(unsigned producer)
     {
         uint64_t next = 0;
         for (int i = 0; i < TRIES_N && next < ITEMS_N; i++) {
@@ -48,8 +47,7 @@ struct ring_model : rl::test_suite<ring_model, PRODUCERS_N + CONSUMERS_N> {
     }
 
     /* last: by producer, one more than the last number this thread popped. */
-    uint32_t
-    consume_once(uint64_t *last)
+    uint32_t consume_once(uint64_t *last)
     {
         ftb_item items[AT_ONCE];
         enum ftb_ring_kind kind = FTB_RING_NONE;
@@ -66,8 +64,7 @@ struct ring_model : rl::test_suite<ring_model, PRODUCERS_N + CONSUMERS_N> {
         return popped_n;
     }
 
-    void
-    thread(unsigned ix)
+    void thread(unsigned ix)
     {
         if (ix < PRODUCERS_N) {
             produce(ix);
@@ -81,8 +78,7 @@ struct ring_model : rl::test_suite<ring_model, PRODUCERS_N + CONSUMERS_N> {
         }
     }
 
-    void
-    after()
+    void after()
     {
         uint64_t last[PRODUCERS_N] = {0, 0};
         while (consume_once(last) > 0) {
@@ -99,5 +95,9 @@ struct ring_model : rl::test_suite<ring_model, PRODUCERS_N + CONSUMERS_N> {
 int
 main(int argc, char **argv)
 {
-    return run_model<ring_model>(argc, argv, AT_ONCE == 1 ? "ring" : "ring several");
+#ifdef RING_SEVERAL
+    return run_model<ring_model>(argc, argv, "ring several", 1000000, 1);
+#else
+    return run_model<ring_model>(argc, argv, "ring", 1000000, 2);
+#endif
 }

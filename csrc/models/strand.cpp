@@ -18,8 +18,7 @@ struct strand_model : rl::test_suite<strand_model, PRODUCERS_N + WORKERS_N> {
     rl::var<uint64_t> done_n;
     rl::var<uint64_t> next[PRODUCERS_N];
 
-    void
-    before()
+    void before()
     {
         ftb_strand_init(&strand);
         ftb_init(&tokens_n, 0);
@@ -28,14 +27,12 @@ struct strand_model : rl::test_suite<strand_model, PRODUCERS_N + WORKERS_N> {
         next[1]($) = 0;
     }
 
-    void
-    token_put()
+    void token_put()
     {
         ftb_add_acq_rel(&tokens_n, 1);
     }
 
-    bool
-    token_take()
+    bool token_take()
     {
         uint32_t seen = ftb_load_relaxed(&tokens_n);
         while (seen > 0) {
@@ -47,8 +44,7 @@ struct strand_model : rl::test_suite<strand_model, PRODUCERS_N + WORKERS_N> {
         return false;
     }
 
-    void
-    run()
+    void run()
     {
         ftb_strand_begin_local(&strand);
         for (int i = 0; i < BATCH_N; i++) {
@@ -68,8 +64,7 @@ struct strand_model : rl::test_suite<strand_model, PRODUCERS_N + WORKERS_N> {
         }
     }
 
-    void
-    thread(unsigned ix)
+    void thread(unsigned ix)
     {
         for (uint64_t i = 0; ix < PRODUCERS_N && i < ITEMS_N; i++) {
             ftb_item item = numbered_item(ix * 100 + i);
@@ -87,8 +82,7 @@ struct strand_model : rl::test_suite<strand_model, PRODUCERS_N + WORKERS_N> {
     }
 
     /* Whatever is left must be reachable by tokens alone. */
-    void
-    after()
+    void after()
     {
         while (token_take()) {
             run();
@@ -106,5 +100,5 @@ struct strand_model : rl::test_suite<strand_model, PRODUCERS_N + WORKERS_N> {
 int
 main(int argc, char **argv)
 {
-    return run_model<strand_model>(argc, argv, "strand");
+    return run_model<strand_model>(argc, argv, "strand", 1000000, 2);
 }

@@ -18,6 +18,7 @@
 #include <Python.h>
 
 #include "buffer.h"
+#include "ftb_block_layout.h"
 
 #define RELEASED UINT64_C(1)
 #define FREEZING UINT64_C(2)
@@ -93,7 +94,7 @@ buffer_enter(BufferObject *self, enum buffer_use use)
             released ? "the Buffer is released" : "the Buffer is frozen");
         return -1;
     }
-    if (ftb_block_generation(self->block) != self->generation) {
+    if (ftb__block_gen(self->block) != self->generation) {
         buffer_leave(self, (enum buffer_use)entered);
         PyErr_SetString(
             PyExc_BufferError, "native code released the block of this Buffer");
@@ -208,7 +209,7 @@ buffer_make(
     ftb_block_t *block, unsigned char *data, Py_ssize_t length, bool frozen,
     PyObject *root)
 {
-    BufferObject *self = PyObject_New(BufferObject, &ftb_buffer_type);
+    BufferObject *self = buffer_freelist_take();
     if (self == NULL) {
         ftb_block_release(block);
         return NULL;
@@ -216,7 +217,7 @@ buffer_make(
     self->block = block;
     self->data = data;
     self->root = Py_XNewRef(root);
-    self->generation = ftb_block_generation(block);
+    self->generation = ftb__block_gen(block);
     ftb_init(&self->length, length);
     ftb_init(&self->state, frozen ? FREEZING | FROZEN : 0);
     ftb_init(&self->hash, -1);
@@ -227,8 +228,8 @@ buffer_make(
 PyObject *
 ftb_buffer_wrap(ftb_block_t *block, bool frozen)
 {
-    Py_ssize_t length = (Py_ssize_t)ftb_block_length(block);
-    return buffer_make(block, ftb_block_data(block), length, frozen, NULL);
+    Py_ssize_t length = (Py_ssize_t)block->len;
+    return buffer_make(block, ftb__block_bytes(block), length, frozen, NULL);
 }
 
 /* The bytes of a frozen Buffer change no more, so the slice needs no root. */
@@ -277,7 +278,7 @@ buffer_dealloc(PyObject *op)
         ftb_block_release(self->block);
     }
     Py_XDECREF(self->root);
-    PyObject_Free(self);
+    buffer_freelist_give(self);
 }
 
 /* Who asks for the plainest view may not write through it. Every other view of a
@@ -343,8 +344,7 @@ PyDoc_STRVAR(
     "Thread-safe, except that writing the same bytes from two threads is up to them.");
 
 PyTypeObject ftb_buffer_type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "ftbus.Buffer",
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "ftbus.Buffer",
     .tp_basicsize = sizeof(BufferObject),
     .tp_dealloc = buffer_dealloc,
     .tp_repr = buffer_repr,

@@ -6,6 +6,7 @@
 
 #include "buffer.h"
 #include "errors.h"
+#include "ftb_block_layout.h"
 
 static PyObject *default_pool; /* written once, at the first import */
 
@@ -60,7 +61,14 @@ PyDoc_STRVAR(
 static PyObject *
 pool_allocate(PyObject *op, PyObject *argument)
 {
-    Py_ssize_t size = PyNumber_AsSsize_t(argument, NULL); /* clips what is too large */
+    Py_ssize_t size = -1;
+    if (PyLong_CheckExact(argument)) {
+        size = PyLong_AsSsize_t(argument); /* the usual case, without an index object */
+    }
+    if (size < 0) {
+        PyErr_Clear();
+        size = PyNumber_AsSsize_t(argument, NULL); /* clips what is too large */
+    }
     if (size < 0 || size > FTB_BLOCK_MAX_BYTES) {
         if (!PyErr_Occurred()) {
             PyErr_Format(
@@ -73,7 +81,7 @@ pool_allocate(PyObject *op, PyObject *argument)
     if (block == NULL) {
         return NULL;
     }
-    ftb_block_zero(block, (uint64_t)size);
+    ftb__block_zero(block, (uint64_t)size);
     return ftb_buffer_wrap(block, false);
 }
 
@@ -87,7 +95,7 @@ buffer_pool_copy(BufferPoolObject *pool, PyObject *bytes_like, bool frozen)
     PyObject *copy = NULL;
     ftb_block_t *block = pool_block(pool_or_default(pool), source.len);
     if (block != NULL) {
-        buffer_copy_bytes(ftb_block_data(block), source.buf, source.len);
+        buffer_copy_bytes(ftb__block_bytes(block), source.buf, source.len);
         copy = ftb_buffer_wrap(block, frozen);
     }
     PyBuffer_Release(&source);
@@ -317,8 +325,7 @@ static PyGetSetDef pool_getset[] = {
 };
 
 PyTypeObject ftb_buffer_pool_type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "ftbus.BufferPool",
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "ftbus.BufferPool",
     .tp_basicsize = sizeof(BufferPoolObject),
     .tp_dealloc = pool_dealloc,
     .tp_repr = pool_repr,

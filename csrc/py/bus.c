@@ -224,7 +224,7 @@ bus_resolve(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     return PyTuple_Pack(2, key, event);
 }
 
-/* _claim_handlers(key) -> [(callable, flags), ...], not those of base classes. */
+/* _claim_handlers(key) -> [Claim, ...] in order, not those of base classes. */
 static PyObject *
 bus_claim_handlers(PyObject *self, PyObject *key)
 {
@@ -233,7 +233,7 @@ bus_claim_handlers(PyObject *self, PyObject *key)
     if (found <= 0) {
         return found < 0 ? NULL : PyList_New(0);
     }
-    return topic_claim_handlers(topic);
+    return topic_claim_handlers((BusObject *)self, topic);
 }
 
 static PyObject *
@@ -361,8 +361,7 @@ bus_after_fork_child(PyObject *self, PyObject *unused)
 {
     (void)unused;
     BusObject *bus = (BusObject *)self;
-    ftb_map_after_fork_child(&bus->core->topics);
-    pthread_mutex_init(&bus->core->handlers_lock, NULL);
+    ftb_bus_after_fork_child(bus->core);
     ftb_pool_t *pool = ftb_load_acquire(&bus->pool);
     if (pool != NULL) {
         ftb_pool_after_fork_child(pool);
@@ -376,6 +375,13 @@ bus_executing_here(PyObject *self, PyObject *unused)
 {
     (void)unused;
     return PyLong_FromUnsignedLong(bus_executing((BusObject *)self));
+}
+
+static PyObject *
+bus_unstarted_here(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    return PyLong_FromUnsignedLong(bus_unstarted((BusObject *)self));
 }
 
 static PyObject *
@@ -455,6 +461,7 @@ static PyMethodDef bus_methods[] = {
     {"_submit", FASTCALL(bus_submit), METH_FASTCALL, NULL},
     {"_subscribe", bus_subscribe, METH_VARARGS, NULL},
     {"_topics", bus_topics, METH_NOARGS, NULL},
+    {"_unstarted", bus_unstarted_here, METH_NOARGS, NULL},
     {"_work", bus_work, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };

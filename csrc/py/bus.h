@@ -89,9 +89,10 @@ PyObject *subscription_new(
 /* Number cancelled, or -1: all handlers of a topic, or those that call `callable`. */
 Py_ssize_t subscription_cancel_matching(struct ftb_topic *topic, PyObject *callable);
 
-/* The strong references and flags of a topic's handlers, in order: a list of
- * (callable, flags). A once-handler is claimed and removed by being listed. */
-PyObject *topic_claim_handlers(struct ftb_topic *topic);
+/* claim.c: a list of Claims on a topic's handlers, in order. A once-handler that is
+ * claimed runs for no other event, unless its claim is given back. */
+PyObject *topic_claim_handlers(BusObject *bus, struct ftb_topic *topic);
+int ftb_claim_type_ready(PyObject *module);
 
 int subscription_traverse_handlers(struct ftb_bus *core, visitproc visit, void *arg);
 
@@ -128,6 +129,9 @@ int bus_help(BusObject *bus);
 
 /* How many unfinished events of this bus the calling thread is itself executing. */
 uint32_t bus_executing(BusObject *bus);
+
+/* How many of these have not been started. */
+uint32_t bus_unstarted(BusObject *bus);
 
 /* Seconds (float, None for ever) to a duration in ns. 0 or -1. */
 int bus_timeout_ns(PyObject *seconds, uint64_t *timeout_ns);

@@ -22,49 +22,71 @@ snapshot_hold(struct ftb_thread *thread, struct ftb_topic *topic)
     return snapshot;
 }
 
-/* A handler that was cancelled since the snapshot was taken starts no more. */
+/* Whether somebody subscribed or cancelled meanwhile. relaxed: a hint; what it leads to
+ * acquires the handlers' states. */
 static inline int
-is_cancelled(struct ftb_snapshot *snapshot, uint32_t i)
+is_replaced(const struct ftb_snapshot *snapshot)
 {
-    /* relaxed: a hint; the state itself is acquired. */
-    if (FTB_LIKELY(ftb_load_relaxed(&snapshot->topic->snapshot) == snapshot)) {
-        return 0;
-    }
-    struct ftb_handler *handler = ftb_snapshot_handlers(snapshot)[i];
-    return ftb_load_acquire(&handler->state) == FTB_HANDLER_CANCELLED;
+    return ftb_load_relaxed(&snapshot->topic->snapshot) != snapshot;
 }
 
-/* Call the handlers of a held snapshot. Returns 0, or -1 to stop with an exception. */
-static inline int
-snapshot_run(struct delivery *delivery, struct ftb_snapshot *snapshot)
+/* Call the handlers of a held snapshot, none of them special. Returns how many returned;
+ * fewer than n if the next one raised (*result is then NULL), or the snapshot was replaced
+ * meanwhile, so that the next one may have been cancelled. */
+static inline uint32_t
+snapshot_run_plain(
+    const struct ftb_snapshot *snapshot, PyObject *event, PyObject **result)
 {
-    for (uint32_t i = 0; i < snapshot->n; i++) {
-        if (i > 0 && is_cancelled(snapshot, i)) {
-            continue;
+    uint32_t i = 0;
+    while (FTB_LIKELY((*result = call_handler(&snapshot->calls[i], event)) != NULL)) {
+        Py_DECREF(*result);
+        if (++i == snapshot->n || FTB_UNLIKELY(is_replaced(snapshot))) {
+            break;
         }
-        struct ftb_handler *handler;
-        PyObject *result;
-        if (FTB_LIKELY(snapshot->flags == 0)) {
-            result = call_handler(&snapshot->calls[i], delivery->event);
-        } else {
-            int skip = 0;
-            handler = ftb_snapshot_handlers(snapshot)[i];
+    }
+    return i;
+}
+
+/* Call the handlers of a held snapshot from `i` on, whatever they are. Returns 0, or -1 to
+ * stop with an exception. One that was cancelled meanwhile starts no more. */
+static int
+snapshot_run_any(struct delivery *delivery, struct ftb_snapshot *snapshot, uint32_t i)
+{
+    for (; i < snapshot->n; i++) {
+        struct ftb_handler *handler = ftb_snapshot_handlers(snapshot)[i];
+        int skip = i > 0 && ftb_load_acquire(&handler->state) == FTB_HANDLER_CANCELLED;
+        PyObject *result = NULL;
+        if (!skip) {
             result = delivery_call_special(delivery, handler, &skip);
-            if (skip) {
-                continue;
-            }
+        }
+        if (skip) {
+            continue;
         }
         delivery->handled_n++;
-        if (FTB_LIKELY(result != NULL)) {
+        if (result != NULL) {
             Py_DECREF(result);
-            continue;
-        }
-        handler = ftb_snapshot_handlers(snapshot)[i];
-        if (delivery_failed(delivery, handler) < 0) {
+        } else if (delivery_failed(delivery, handler) < 0) {
             return -1;
         }
     }
     return 0;
+}
+
+/* The handlers of a held snapshot after snapshot_run_plain stopped at `i`. */
+static FTB_NOINLINE int
+snapshot_run_rest(
+    struct delivery *delivery, struct ftb_snapshot *snapshot, uint32_t i,
+    int has_raised)
+{
+    delivery->handled_n += i;
+    if (has_raised) {
+        delivery->handled_n++;
+        if (delivery_failed(delivery, ftb_snapshot_handlers(snapshot)[i]) < 0) {
+            return -1;
+        }
+        i++;
+    }
+    return snapshot_run_any(delivery, snapshot, i);
 }
 
 static PyObject *
@@ -73,8 +95,45 @@ raise_too_deep(BusObject *bus, PyObject *key)
     return ftb_raise("EmitDepthError", Py_BuildValue("(OOi)", bus, key, FTB_DEPTH_MAX));
 }
 
+/* The snapshot was replaced while this emit held it, by a cancel or by its own
+ * once-handler: who did that could not free it. */
+static FTB_NOINLINE void
+reclaim_replaced(void)
+{
+    PyObject *error = PyErr_GetRaisedException(); /* finalizers may run */
+    ftb_reclaim();
+    PyErr_SetRaisedException(error);
+}
+
+/* Give the snapshot back. */
+static inline void
+snapshot_drop(struct ftb_thread *thread, const struct ftb_snapshot *snapshot)
+{
+    int must_reclaim = is_replaced(snapshot);
+    ftb_hazard_drop(thread);
+    if (FTB_UNLIKELY(must_reclaim)) {
+        reclaim_replaced();
+    }
+}
+
+/* Give the snapshot back and count what the delivery did with it. */
+static Py_ssize_t
+topic_done(
+    struct delivery *delivery, struct ftb_thread *thread, struct ftb_cell *cell,
+    const struct ftb_snapshot *snapshot, const struct delivery *before, int stopped)
+{
+    snapshot_drop(thread, snapshot);
+    uint64_t handled_n = delivery->handled_n - before->handled_n;
+    ftb_count_local(&cell->handled, handled_n);
+    ftb_count_local(&cell->failed, delivery->failed_n - before->failed_n);
+    if (delivery->encoded != before->encoded && delivery->encoded != delivery->event) {
+        ftb_count_local(&cell->encoded, 1);
+    }
+    return stopped < 0 ? -1 : (Py_ssize_t)handled_n;
+}
+
 /* One topic's handlers, bases not included, counted under that topic. */
-static inline Py_ssize_t
+static Py_ssize_t
 run_topic(struct delivery *delivery, struct ftb_topic *topic, struct ftb_thread *thread)
 {
     if (FTB_UNLIKELY(thread->depth >= FTB_DEPTH_MAX)) {
@@ -86,21 +145,20 @@ run_topic(struct delivery *delivery, struct ftb_topic *topic, struct ftb_thread 
     if (snapshot == NULL) {
         return cell != NULL ? 0 : -1;
     }
-    uint64_t handled_before = delivery->handled_n, failed_before = delivery->failed_n;
-    uint64_t encoded_before = delivery->encoded != NULL;
-    int stopped = snapshot_run(delivery, snapshot);
-    ftb_hazard_drop(thread);
-    uint64_t handled_n = delivery->handled_n - handled_before;
-    ftb_count_local(&cell->handled, handled_n);
-    if (FTB_UNLIKELY(delivery->failed_n != failed_before)) {
-        ftb_count_local(&cell->failed, delivery->failed_n - failed_before);
+    struct delivery before = *delivery;
+    int stopped = 0;
+    if (FTB_LIKELY(snapshot->flags == 0)) {
+        PyObject *result;
+        uint32_t i = snapshot_run_plain(snapshot, delivery->event, &result);
+        if (FTB_LIKELY(i == snapshot->n)) {
+            delivery->handled_n += i;
+        } else {
+            stopped = snapshot_run_rest(delivery, snapshot, i, result == NULL);
+        }
+    } else {
+        stopped = snapshot_run_any(delivery, snapshot, 0);
     }
-    if (FTB_UNLIKELY(
-            delivery->encoded != NULL && encoded_before == 0
-            && delivery->encoded != delivery->event)) {
-        ftb_count_local(&cell->encoded, 1);
-    }
-    return stopped < 0 ? -1 : (Py_ssize_t)handled_n;
+    return topic_done(delivery, thread, cell, snapshot, &before, stopped);
 }
 
 Py_ssize_t
@@ -189,24 +247,69 @@ emit_unheard(BusObject *bus, struct ftb_thread *thread, uint32_t id)
     return PyLong_FromLong(0);
 }
 
-static PyObject *
-emit_on_topic(BusObject *bus, struct ftb_topic *topic, PyObject *event)
+/* An emit in all its generality. */
+static FTB_NOINLINE PyObject *
+emit_any(BusObject *bus, struct ftb_topic *topic, PyObject *event)
 {
     struct ftb_thread *thread = bus_thread();
-    if (FTB_UNLIKELY(thread == NULL)) {
+    if (thread == NULL) {
         return NULL;
     }
     struct delivery delivery = delivery_of(bus, event);
     Py_ssize_t ran_n = delivery_run(&delivery, topic);
-    if (FTB_UNLIKELY(ran_n == 0 && delivery.failed_n == 0)) {
+    if (ran_n == 0) {
         delivery_fini(&delivery);
         return emit_unheard(bus, thread, topic->id);
     }
     struct ftb_cell *cell = bus_cell(thread, topic->id);
-    if (FTB_LIKELY(cell != NULL)) {
+    if (cell != NULL) {
         ftb_count_local(&cell->emitted, 1);
     }
     return delivery_result(&delivery, topic->key_object, ran_n);
+}
+
+/* The rest of emit_on_topic when a handler raised, or the snapshot was replaced. */
+static FTB_NOINLINE PyObject *
+emit_rest(
+    BusObject *bus, struct ftb_thread *thread, struct ftb_cell *cell,
+    struct ftb_snapshot *snapshot, PyObject *event, uint32_t i, int has_raised)
+{
+    struct delivery delivery = delivery_of(bus, event), before = delivery;
+    PyObject *key = snapshot->topic->key_object; /* lives as long as the bus */
+    int stopped = snapshot_run_rest(&delivery, snapshot, i, has_raised);
+    Py_ssize_t ran_n = topic_done(&delivery, thread, cell, snapshot, &before, stopped);
+    ftb_count_local(&cell->emitted, 1);
+    return delivery_result(&delivery, key, ran_n);
+}
+
+/* The usual emit, without a branch more than it needs: everything unusual goes to the two
+ * functions above. */
+static inline PyObject *
+emit_on_topic(
+    BusObject *bus, struct ftb_thread *thread, struct ftb_topic *topic, PyObject *event)
+{
+    struct ftb_cell *cell = ftb_shard_cell_local(thread->shard, topic->id);
+    if (FTB_UNLIKELY(thread->depth >= FTB_DEPTH_MAX || cell == NULL)) {
+        return emit_any(bus, topic, event); /* raises */
+    }
+    struct ftb_snapshot *snapshot = snapshot_hold(thread, topic);
+    if (FTB_UNLIKELY(snapshot == NULL)) {
+        return emit_any(bus, topic, event);
+    }
+    if (FTB_UNLIKELY(snapshot->flags != 0)) {
+        ftb_hazard_drop(thread);
+        return emit_any(bus, topic, event);
+    }
+    PyObject *result;
+    uint32_t n = snapshot->n;
+    uint32_t i = snapshot_run_plain(snapshot, event, &result);
+    if (FTB_UNLIKELY(i != n)) {
+        return emit_rest(bus, thread, cell, snapshot, event, i, result == NULL);
+    }
+    snapshot_drop(thread, snapshot);
+    ftb_count_local(&cell->emitted, 1);
+    ftb_count_local(&cell->handled, n);
+    return PyLong_FromLong(n);
 }
 
 /* An event whose exact class has no topic: its bases may have handlers. */
@@ -224,9 +327,11 @@ emit_on_bases(BusObject *bus, PyObject *class, PyObject *event)
         return emit_unheard(bus, thread, bus->core->unheard_id);
     }
     struct ftb_cell *cell = bus_cell(thread, bus->core->unheard_id);
-    if (cell != NULL) {
-        ftb_count_local(&cell->emitted, 1);
+    if (cell == NULL) {
+        delivery_fini(&delivery);
+        return NULL;
     }
+    ftb_count_local(&cell->emitted, 1);
     return delivery_result(&delivery, class, ran_n);
 }
 
@@ -243,7 +348,12 @@ topic_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kw
         && args_unpack(&topic_emit_spec, args, nargs, kwnames, &event) < 0) {
         return NULL;
     }
-    return emit_on_topic(topic->bus, topic->topic, event != NULL ? event : Py_None);
+    struct ftb_thread *thread = bus_thread();
+    if (FTB_UNLIKELY(thread == NULL)) {
+        return NULL;
+    }
+    return emit_on_topic(
+        topic->bus, thread, topic->topic, event != NULL ? event : Py_None);
 }
 
 /* The topic of a key by this thread's front cache, or NULL. */
@@ -278,7 +388,7 @@ bus_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwna
     if (FTB_LIKELY(nargs == 2 && kwnames == NULL)) {
         topic = front_find(bus, thread, args[0]);
         if (FTB_LIKELY(topic != NULL)) {
-            return emit_on_topic(bus, topic, args[1]);
+            return emit_on_topic(bus, thread, topic, args[1]);
         }
     }
     if (args_unpack(&bus_emit_spec, args, nargs, kwnames, pair) < 0
@@ -291,7 +401,7 @@ bus_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwna
     }
     if (found > 0) {
         front_fill(bus, thread, key, topic);
-        return emit_on_topic(bus, topic, event);
+        return emit_on_topic(bus, thread, topic, event);
     }
     if (PyType_Check(key)) {
         return emit_on_bases(bus, key, event);
@@ -303,14 +413,15 @@ bus_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwna
 static PyObject *
 emit_each(BusObject *bus, struct ftb_topic *topic, PyObject *events)
 {
-    PyObject *iterator = PyObject_GetIter(events);
+    struct ftb_thread *thread = bus_thread();
+    PyObject *iterator = thread != NULL ? PyObject_GetIter(events) : NULL;
     if (iterator == NULL) {
         return NULL;
     }
     Py_ssize_t total = 0;
     PyObject *event;
     while ((event = PyIter_Next(iterator)) != NULL) {
-        PyObject *ran = emit_on_topic(bus, topic, event);
+        PyObject *ran = emit_on_topic(bus, thread, topic, event);
         Py_DECREF(event);
         if (ran == NULL) {
             break;

@@ -37,18 +37,25 @@ int delivery_failed(struct delivery *delivery, struct ftb_handler *handler);
 /* Drop what the delivery owns. */
 void delivery_fini(struct delivery *delivery);
 
-/* Call one handler with an event; new reference or NULL. */
+/* Call one handler with an event; new reference or NULL. PyObject_Vectorcall, inline. */
 static inline PyObject *
 call_handler(const struct ftb_call *call, PyObject *event)
 {
+    PyObject *func = call->func;
     /* One spare place in front, as the vectorcall protocol lets the callee use. */
     PyObject *stack[3] = {NULL, call->self, event};
-    if (call->self == NULL) {
-        return PyObject_Vectorcall(
-            call->func, stack + 2, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    PyObject **args = call->self == NULL ? stack + 2 : stack + 1;
+    size_t nargs = (size_t)(stack + 3 - args) | PY_VECTORCALL_ARGUMENTS_OFFSET;
+    PyTypeObject *type = Py_TYPE(func);
+    if (FTB_LIKELY(PyType_HasFeature(type, Py_TPFLAGS_HAVE_VECTORCALL))) {
+        vectorcallfunc vectorcall;
+        memcpy(
+            &vectorcall, (char *)func + type->tp_vectorcall_offset, sizeof vectorcall);
+        if (FTB_LIKELY(vectorcall != NULL)) {
+            return vectorcall(func, args, nargs, NULL);
+        }
     }
-    return PyObject_Vectorcall(
-        call->func, stack + 1, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    return PyObject_Vectorcall(func, args, nargs, NULL);
 }
 
 /* The bodies of bus.emit, bus.emit_many, topic.emit, topic.emit_many. */

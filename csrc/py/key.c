@@ -5,7 +5,15 @@
 typedef struct {
     PyObject_HEAD struct ftb_key key;
     PyObject *value; /* exact str, bytes or int */
+    PyObject *weakrefs;
 } KeyObject;
+
+/* The Keys that exist: value -> weak reference. Equal Keys are one object. Look-ups are
+ * the dict's own, which take no lock; changes are made under the mutex. A PyMutex, unlike
+ * a pthread one, lets the collector stop those who wait for it, so the holder may use
+ * dict and weak references, which may wait themselves. Only builtin __eq__ runs. */
+static PyObject *interned = NULL;
+static PyMutex intern_lock;
 
 /* enum.EnumType; set once at import. */
 static PyObject *enum_type = NULL;
@@ -86,6 +94,60 @@ ftb_object_key_of(PyObject *object, struct ftb_object_key *key)
     return found == 1 ? 0 : -1;
 }
 
+/* The live Key of a value, a new reference; NULL without exception if there is none. */
+static PyObject *
+interned_get(PyObject *value)
+{
+    PyObject *weak, *key = NULL;
+    if (PyDict_GetItemRef(interned, value, &weak) <= 0) {
+        return NULL;
+    }
+    if (PyWeakref_GetRef(weak, &key) < 0) {
+        key = NULL;
+    }
+    Py_DECREF(weak);
+    return key;
+}
+
+/* Enter a fresh Key (stolen); returns it, or the one that another thread entered first. */
+static PyObject *
+interned_add(PyObject *fresh)
+{
+    PyObject *value = ((KeyObject *)fresh)->value;
+    PyObject *weak = PyWeakref_NewRef(fresh, NULL), *key = NULL;
+    if (weak != NULL) {
+        PyMutex_Lock(&intern_lock);
+        key = interned_get(value);
+        if (key == NULL && !PyErr_Occurred()
+            && PyDict_SetItem(interned, value, weak) == 0) {
+            key = Py_NewRef(fresh);
+        }
+        PyMutex_Unlock(&intern_lock);
+        Py_DECREF(weak);
+    }
+    Py_DECREF(fresh);
+    return key;
+}
+
+/* Take a dying Key out, unless its value has a new Key already. */
+static void
+interned_remove(PyObject *value)
+{
+    PyMutex_Lock(&intern_lock);
+    PyObject *successor = interned_get(value);
+    if (successor == NULL && PyDict_Pop(interned, value, NULL) < 0) {
+        PyErr_WriteUnraisable(NULL);
+    }
+    PyMutex_Unlock(&intern_lock);
+    Py_XDECREF(successor);
+}
+
+void
+ftb_key_after_fork_child(void)
+{
+    intern_lock = (PyMutex){0};
+}
+
 static PyObject *
 key_from_value(PyObject *value)
 {
@@ -94,8 +156,10 @@ key_from_value(PyObject *value)
         && !PyLong_CheckExact(value)) {
         return ftb_raise("UnsupportedKeyError", Py_BuildValue("(O)", value));
     }
-    if (ftb_object_key_of(value, &object_key) < 0) {
-        return NULL;
+    PyObject *known = interned_get(value);
+    if (known != NULL || PyErr_Occurred()
+        || ftb_object_key_of(value, &object_key) < 0) {
+        return known;
     }
     KeyObject *self = PyObject_New(KeyObject, &ftb_key_type);
     if (self == NULL) {
@@ -106,7 +170,8 @@ key_from_value(PyObject *value)
         return PyErr_NoMemory();
     }
     self->value = Py_NewRef(value);
-    return (PyObject *)self;
+    self->weakrefs = NULL;
+    return interned_add((PyObject *)self);
 }
 
 static PyObject *
@@ -145,6 +210,10 @@ static void
 key_dealloc(PyObject *object)
 {
     KeyObject *self = (KeyObject *)object;
+    PyObject *error = PyErr_GetRaisedException();
+    PyObject_ClearWeakRefs(object);
+    interned_remove(self->value);
+    PyErr_SetRaisedException(error);
     ftb_key_fini(&self->key);
     Py_DECREF(self->value);
     PyObject_Free(self);
@@ -257,10 +326,11 @@ PyTypeObject ftb_key_type = {
         "Make a compact key from a str, bytes or int, or from str segments.\n\n"
         "Key('player.moved') and the plain 'player.moved' name the same topic. A Key "
         "is\n"
-        "immutable, hashable and safe to share between threads; its hash64 is stable\n"
-        "across processes.\n\n"
+        "interned, immutable, hashable and safe to share between threads: Key(x) is\n"
+        "Key(x). Its hash64 is stable across processes.\n\n"
         "Raises UnsupportedKeyError for any other kind of value."),
     .tp_methods = key_methods,
+    .tp_weaklistoffset = offsetof(KeyObject, weakrefs),
     .tp_getset = key_getset,
     .tp_new = key_new,
 };
@@ -275,6 +345,9 @@ ftb_key_type_ready(PyObject *module)
     enum_type = PyObject_GetAttrString(enum_module, "EnumType");
     Py_DECREF(enum_module);
     if (enum_type == NULL) {
+        return -1;
+    }
+    if (interned == NULL && (interned = PyDict_New()) == NULL) {
         return -1;
     }
     return PyModule_AddType(module, &ftb_key_type);

@@ -35,6 +35,9 @@ ftb_is_immortal(PyObject *object)
 #endif
 }
 
+/* In a fork's child: whoever held the intern table is gone. */
+void ftb_key_after_fork_child(void);
+
 /* Make the type ready and add it to the module. */
 int ftb_key_type_ready(PyObject *module);
 

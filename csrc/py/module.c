@@ -4,8 +4,12 @@
 #include "buffer.h"
 #include "bus.h"
 #include "key.h"
+#include "striped_map.h"
 
 PyObject *ftb_pin_object(PyObject *module, PyObject *object);
+
+PyObject *
+ftb_live_handlers(PyObject *module, PyObject *unused);
 
 static PyObject *
 after_fork_child(PyObject *module, PyObject *unused)
@@ -13,6 +17,7 @@ after_fork_child(PyObject *module, PyObject *unused)
     (void)module;
     (void)unused;
     ftb_reclaim_after_fork_child();
+    ftb_key_after_fork_child();
     ftb_arena_after_fork_child();
     Py_RETURN_NONE;
 }
@@ -29,6 +34,9 @@ static PyMethodDef module_methods[] = {
     {"after_fork_child", after_fork_child, METH_NOARGS,
      PyDoc_STR(
          "Make the core usable in a fork's child, where other threads are gone.")},
+    {"live_handlers", ftb_live_handlers, METH_NOARGS,
+     PyDoc_STR("How many handlers exist, on all buses; the cancelled ones that an emit\n"
+               "or a Subscription still holds included.")},
     {"pin_object", ftb_pin_object, METH_O,
      PyDoc_STR("Let an object of this module live until the process ends.")},
     {"reclaim", reclaim, METH_NOARGS,
@@ -45,7 +53,9 @@ module_exec(PyObject *module)
             return -1;
         }
     }
-    if (ftb_key_type_ready(module) < 0 || ftb_buffer_types_ready(module) < 0) {
+    if (ftb_key_type_ready(module) < 0 || ftb_claim_type_ready(module) < 0
+        || ftb_buffer_types_ready(module) < 0
+        || ftb_striped_map_type_ready(module) < 0) {
         return -1;
     }
     if (PyModule_AddIntConstant(module, "ONCE", FTB_HANDLER_ONCE) < 0

@@ -37,13 +37,38 @@ failure_collect(struct delivery *delivery, PyObject *error, struct ftb_handler *
     return result;
 }
 
+/* Emits without end leave by the way they came. If each level went on with its other
+ * handlers, two that emit their own key would run 2 ** FTB_DEPTH_MAX times. */
+static int
+is_nested_too_deep(PyObject *error)
+{
+    struct ftb_thread *thread = bus_thread();
+    if (thread == NULL || thread->depth <= 1
+        || !PyErr_GivenExceptionMatches(error, PyExc_RecursionError)) {
+        return 0;
+    }
+    PyObject *type = ftb_error_type("EmitDepthError");
+    int is_ours = type != NULL && PyErr_GivenExceptionMatches(error, type);
+    PyErr_Clear();
+    Py_XDECREF(type);
+    return is_ours;
+}
+
 /* A handler raised: returns 0 to go on with the next one, -1 to let it through. */
 int
 delivery_failed(struct delivery *delivery, struct ftb_handler *handler)
 {
     delivery->failed_n++;
     PyObject *error = PyErr_GetRaisedException();
-    if (delivery->has_caller && !PyErr_GivenExceptionMatches(error, PyExc_Exception)) {
+    if (error == NULL) { /* a handler in C that breaks the calling convention */
+        PyErr_Format(
+            PyExc_SystemError, "%R returned NULL without an exception",
+            handler->callable);
+        error = PyErr_GetRaisedException();
+    }
+    if (delivery->has_caller
+        && (!PyErr_GivenExceptionMatches(error, PyExc_Exception)
+            || is_nested_too_deep(error))) {
         PyErr_SetRaisedException(error); /* KeyboardInterrupt, SystemExit */
         return -1;
     }

@@ -3,10 +3,22 @@
 #include "errors.h"
 #include "key.h"
 
+/* Handlers that exist, of all buses; relaxed, as nothing is inferred from it. */
+static _Atomic(size_t) live_n = 0;
+
+PyObject *
+ftb_live_handlers(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    return PyLong_FromSize_t(ftb_load_relaxed(&live_n));
+}
+
 /* Called once per handler, attached, under no lock (ftb_handler_release). */
 static void
 release_references(struct ftb_handler *handler)
 {
+    ftb_sub_relaxed(&live_n, 1);
     Py_XDECREF((PyObject *)handler->func);
     Py_XDECREF((PyObject *)handler->self);
     Py_XDECREF((PyObject *)handler->callable);
@@ -130,6 +142,7 @@ handler_fill(struct ftb_handler *handler, PyObject *callable, PyObject *original
     if (weak == NULL) {
         return -1;
     }
+    handler->target = self != NULL ? self : func;
     handler->func = self != NULL ? Py_NewRef(func) : weak;
     handler->self = self != NULL ? weak : NULL;
     handler->callable = Py_NewRef(weak);
@@ -161,6 +174,8 @@ subscription_new(
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
+    ftb_add_relaxed(&live_n, 1);
+    self->handler->owner = self;
     self->handler->priority = priority;
     self->handler->flags = flags;
     if (handler_fill(self->handler, callable, original) < 0) {
@@ -177,6 +192,14 @@ subscription_new(
     return (PyObject *)self;
 }
 
+static bool
+is_same_builtin(PyObject *a, PyObject *b)
+{
+    return PyCFunction_Check(a) && PyCFunction_Check(b)
+           && PyCFunction_GET_SELF(a) == PyCFunction_GET_SELF(b)
+           && PyCFunction_GET_FUNCTION(a) == PyCFunction_GET_FUNCTION(b);
+}
+
 /* Identity of what was subscribed, so that no __eq__ runs under the stripe's lock; a new
  * bound method of the same object and function matches. */
 static bool
@@ -185,21 +208,18 @@ calls_the_same(const struct ftb_handler *handler, void *context)
     struct callable_parts wanted = parts_of(context);
     if ((handler->flags & FTB_HANDLER_WEAK) == 0) {
         struct callable_parts own = parts_of(handler->callable);
-        return own.func == wanted.func && own.self == wanted.self;
+        return (own.func == wanted.func && own.self == wanted.self)
+               || (own.self == NULL && wanted.self == NULL
+                   && is_same_builtin(own.func, wanted.func));
     }
     PyObject *held = wanted.self != NULL ? wanted.self : wanted.func, *target;
-    if ((wanted.self != NULL) != (handler->self != NULL)
+    if (handler->target != held || (wanted.self != NULL) != (handler->self != NULL)
         || (wanted.self != NULL && handler->func != wanted.func)
         || PyWeakref_GetRef(handler->callable, &target) <= 0) {
-        return false;
+        return false; /* or something new where the dead one was */
     }
-    bool is_same = target == held;
-    if (is_same) {
-        Py_DECREF(target); /* not the last reference: `context` holds another */
-        return true;
-    }
-    Py_DECREF(target);
-    return false;
+    Py_DECREF(target); /* it is `held`: not the last reference, so no finalizer runs */
+    return true;
 }
 
 Py_ssize_t
@@ -235,54 +255,25 @@ handler_callable(struct ftb_handler *handler)
     return method;
 }
 
+
+
+/* A handler that is in no snapshot any more belongs to its subscription object, not to
+ * the bus: else one that refers to its own subscription would live as long as the bus.
+ * Only the collector asks, with every other thread stopped. */
 static int
-claim_one(struct ftb_handler *handler, PyObject *list)
+is_held_by_owner_only(const struct ftb_handler *handler)
 {
-    if (handler->flags & FTB_HANDLER_ONCE) {
-        uint32_t active = FTB_HANDLER_ACTIVE;
-        if (!ftb_cas_acq_rel(&handler->state, &active, FTB_HANDLER_SPENT)) {
-            return 0; /* another emit or call has it */
-        }
-    }
-    PyObject *callable = handler_callable(handler);
-    if (callable == NULL) {
-        return PyErr_Occurred() ? -1 : 0;
-    }
-    PyObject *pair = Py_BuildValue("(NI)", callable, handler->flags);
-    int result = pair != NULL ? PyList_Append(list, pair) : -1;
-    Py_XDECREF(pair);
-    if (result == 0 && (handler->flags & FTB_HANDLER_ONCE)) {
-        result = handler_cancel(handler) < 0 ? -1 : 0;
-    }
-    return result;
+    return handler->owner != NULL
+           && ftb_load_relaxed(&handler->refs) == 1; /* relaxed: all are stopped */
 }
 
-PyObject *
-topic_claim_handlers(struct ftb_topic *topic)
+static int
+handler_traverse(const struct ftb_handler *handler, visitproc visit, void *arg)
 {
-    struct ftb_thread *thread = bus_thread();
-    PyObject *list = thread != NULL ? PyList_New(0) : NULL;
-    if (list == NULL) {
-        return NULL;
-    }
-    if (thread->depth >= FTB_DEPTH_MAX) {
-        Py_DECREF(list);
-        return ftb_raise(
-            "EmitDepthError",
-            Py_BuildValue("(OOi)", Py_None, topic->key_object, FTB_DEPTH_MAX));
-    }
-    uint64_t odd = ftb_section_enter(thread);
-    struct ftb_snapshot *snapshot = ftb_load_seq_cst(&topic->snapshot); /* (2) */
-    ftb_hazard_hold(thread, snapshot);
-    ftb_section_leave(thread, odd);
-    for (uint32_t i = 0; snapshot != NULL && i < snapshot->n; i++) {
-        if (claim_one(ftb_snapshot_handlers(snapshot)[i], list) < 0) {
-            Py_CLEAR(list);
-            break;
-        }
-    }
-    ftb_hazard_drop(thread);
-    return list;
+    Py_VISIT((PyObject *)handler->func);
+    Py_VISIT((PyObject *)handler->self);
+    Py_VISIT((PyObject *)handler->callable);
+    return 0;
 }
 
 /* For the bus's tp_traverse: each handler once, those of retired snapshots too. The
@@ -290,12 +281,11 @@ topic_claim_handlers(struct ftb_topic *topic)
 int
 subscription_traverse_handlers(struct ftb_bus *core, visitproc visit, void *arg)
 {
-    for (struct ftb_handler *h = core->handlers; h != NULL; h = h->next) {
-        Py_VISIT((PyObject *)h->func);
-        Py_VISIT((PyObject *)h->self);
-        Py_VISIT((PyObject *)h->callable);
+    int result = 0;
+    for (struct ftb_handler *h = core->handlers; h != NULL && result == 0; h = h->next) {
+        result = is_held_by_owner_only(h) ? 0 : handler_traverse(h, visit, arg);
     }
-    return 0;
+    return result;
 }
 
 static PyObject *
@@ -311,11 +301,10 @@ subscription_cancel(PyObject *object, PyObject *args, PyObject *kwargs)
     if (was_active < 0) {
         return NULL;
     }
-    struct ftb_topic *topic = self->handler->topic;
     while (wait) {
         enum ftb_result result;
         Py_BEGIN_ALLOW_THREADS result =
-            ftb_topic_wait_quiet(topic, bus_deadline_ns(50000000));
+            ftb_handler_wait_quiet(self->handler, bus_deadline_ns(50000000));
         Py_END_ALLOW_THREADS if (result == FTB_OK)
         {
             ftb_reclaim();
@@ -386,15 +375,17 @@ subscription_repr(PyObject *self)
 static int
 subscription_traverse(PyObject *object, visitproc visit, void *arg)
 {
-    Py_VISIT(
-        ((SubscriptionObject *)object)->bus); /* the handler is the bus's to visit */
-    return 0;
+    SubscriptionObject *self = (SubscriptionObject *)object;
+    Py_VISIT(self->bus);
+    return self->handler != NULL && is_held_by_owner_only(self->handler)
+               ? handler_traverse(self->handler, visit, arg)
+               : 0;
 }
 
 static int
 subscription_clear(PyObject *object)
 {
-    (void)object; /* the bus's own clear breaks every cycle through here */
+    (void)object; /* something else in every cycle through here can be cleared */
     return 0;
 }
 
@@ -407,6 +398,7 @@ subscription_dealloc(PyObject *object)
         PyObject_ClearWeakRefs(object);
     }
     if (self->handler != NULL) {
+        self->handler->owner = NULL;
         ftb_handler_release(self->handler);
     }
     Py_XDECREF(self->bus);

@@ -6,11 +6,15 @@
 #define SLICE_NS 50000000u
 #define STRANDS_N 1024u
 
+/* Events run while a handler waits nest on its stack; the rest of the depth is theirs. */
+#define HELP_DEPTH_MAX (FTB_DEPTH_MAX / 2)
+
 /* The batches this thread has open, innermost first; on its stack. */
 struct executing {
     struct executing *outer;
     BusObject *bus;
-    uint32_t n;
+    struct ftb_batch *batch;
+    uint32_t next; /* the first item that was not started */
 };
 static FTB_TLS struct executing *executing_top = NULL;
 
@@ -19,7 +23,17 @@ bus_executing(BusObject *bus)
 {
     uint32_t n = 0;
     for (struct executing *e = executing_top; e != NULL; e = e->outer) {
-        n += e->bus == bus ? e->n : 0;
+        n += e->bus == bus ? e->batch->n : 0;
+    }
+    return n;
+}
+
+uint32_t
+bus_unstarted(BusObject *bus)
+{
+    uint32_t n = 0;
+    for (struct executing *e = executing_top; e != NULL; e = e->outer) {
+        n += e->bus == bus ? e->batch->n - e->next : 0;
     }
     return n;
 }
@@ -73,22 +87,46 @@ run_event(BusObject *bus, struct ftb_topic *topic, PyObject *event)
 }
 
 static void
+run_next(struct executing *frame)
+{
+    struct ftb_item *item = &frame->batch->items[frame->next++];
+    BusObject *bus = frame->bus;
+    if (FTB_UNLIKELY(ftb_load_acquire(&bus->core->is_closed))) {
+        bus_drop_item(bus, item); /* its handlers are gone */
+        return;
+    }
+    if (item->target != NULL) {
+        run_event(bus, item->target, item->payload);
+    } else {
+        run_task(bus, item->payload);
+    }
+    count_done(bus, item->target, 0);
+    Py_DECREF((PyObject *)item->payload);
+}
+
+static void
 run_batch(BusObject *bus, struct ftb_batch *batch)
 {
-    struct executing frame = {executing_top, bus, batch->n};
+    struct executing frame = {executing_top, bus, batch, 0};
     executing_top = &frame;
-    for (uint32_t i = 0; i < batch->n; i++) {
-        struct ftb_topic *topic = batch->items[i].target;
-        PyObject *payload = batch->items[i].payload;
-        if (topic != NULL) {
-            run_event(bus, topic, payload);
-        } else {
-            run_task(bus, payload);
-        }
-        count_done(bus, topic, 0);
-        Py_DECREF(payload);
+    while (frame.next < batch->n) {
+        run_next(&frame);
     }
     executing_top = frame.outer;
+}
+
+/* Run the next item of a batch that this thread has open further out. Those of a
+ * partition are not for this: they start after the one that is running has ended. */
+static int
+help_own_batches(BusObject *bus)
+{
+    for (struct executing *e = executing_top; e != NULL; e = e->outer) {
+        if (e->bus == bus && e->batch->strand == NULL && e->next < e->batch->n) {
+            run_next(e);
+            return 1;
+        }
+    }
+    return 0;
 }
 
 int
@@ -96,11 +134,19 @@ bus_help(BusObject *bus)
 {
     struct ftb_batch batch;
     ftb_pool_t *pool = ftb_load_acquire(&bus->pool);
-    if (Py_EnterRecursiveCall(" while a handler waits for space in its own queue")) {
+    struct ftb_thread *thread = bus_thread();
+    if (thread == NULL) {
         return -1;
     }
-    int ran = ftb_pool_take_one(pool, &batch) > 0;
-    if (ran) {
+    if (thread->depth > HELP_DEPTH_MAX) {
+        return 0;
+    }
+    if (Py_EnterRecursiveCall(" while a handler waits for its own bus")) {
+        return -1;
+    }
+    int ran = help_own_batches(bus);
+    if (!ran && ftb_pool_take_one(pool, &batch) > 0) {
+        ran = 1;
         run_batch(bus, &batch);
         ftb_pool_finish(pool, FTB_NO_WORKER, &batch);
     }
@@ -113,6 +159,9 @@ bus_start_pool(PyObject *self, PyObject *unused)
 {
     (void)unused;
     BusObject *bus = (BusObject *)self;
+    if (ftb_load_acquire(&bus->pool) != NULL) {
+        Py_RETURN_NONE; /* a finalizer that ran in between has posted */
+    }
     struct ftb_pool_options options = {
         .workers_n = bus->workers_n,
         .queue_size = bus->queue_size,
@@ -162,12 +211,11 @@ bus_timeout_ns(PyObject *seconds, uint64_t *timeout_ns)
         return 0;
     }
     double value = PyFloat_AsDouble(seconds);
-    if (value == -1.0 && PyErr_Occurred()) {
-        return -1;
-    }
     if (!(value >= 0)) {
-        PyErr_Format(
-            PyExc_ValueError, "timeout must be 0 or more seconds, not %R", seconds);
+        PyErr_Clear(); /* -1.0: it may be no number */
+        ftb_raise(
+            "InvalidOptionError",
+            Py_BuildValue("(sOs)", "timeout", seconds, "0 or more seconds"));
         return -1;
     }
     if (value < 1e9) {
@@ -193,6 +241,13 @@ bus_drain(PyObject *self, PyObject *timeout)
     for (;;) {
         uint64_t slice_end = ftb_now_ns() + SLICE_NS;
         enum ftb_result result;
+        int helped = own_n > 0 ? bus_help(bus) : 0;
+        if (helped < 0) {
+            return NULL;
+        }
+        if (helped > 0) {
+            slice_end = 0; /* look, but do not wait: there may be more */
+        }
         Py_BEGIN_ALLOW_THREADS result = ftb_pool_wait_drained(
             pool, own_n, slice_end < deadline_ns ? slice_end : deadline_ns);
         Py_END_ALLOW_THREADS if (result != FTB_TIMEOUT)

@@ -1,6 +1,6 @@
 /* The arena under threads. Each test says which bug it hunts. SAN=thread must fail when
  * one of these is made relaxed: the subtraction or the first load of ftb_block_release,
- * the counts of frees in block_recycle; or when a depot's lock is left out. */
+ * the counts of frees in bin_count_free; or when a depot's lock is left out. */
 #include "ftb_arena.h"
 
 #include "check.h"

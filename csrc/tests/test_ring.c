@@ -173,7 +173,7 @@ stress_consume(struct stress *stress, uint64_t consumer)
     uint64_t all = stress->items_n * PRODUCERS_N;
     while (ftb_load_relaxed(&stress->popped_n) < all) {
         struct ftb_item items[8];
-        enum ftb_ring_kind kind;
+        enum ftb_ring_kind kind = FTB_RING_NONE;
         uint32_t n = (uint32_t)(next_random(&random) % stress->several + 1);
         uint32_t popped_n = ftb_ring_try_pop_mpmc(&stress->ring, items, n, &kind);
         for (uint32_t i = 0; i < popped_n; i++) {

@@ -1,0 +1,112 @@
+/* Dead Buffer objects kept for the next Buffer of the same thread.
+ *
+ * Thread rule: a list is its thread's alone. A thread that ends leaves its list, with
+ * what is in it, to the next thread that needs one: freeing objects would need an
+ * interpreter, which a thread that ends no longer has. So there are at most as many
+ * lists as there were threads at once.
+ *
+ * The memory stays a Buffer's: an optimistic reader of a container, which may try to
+ * take a reference to an object that just died, finds what it would find after the
+ * interpreter itself reused the memory for another Buffer. */
+#include <Python.h>
+
+#include "buffer.h"
+#include "ftb_base.h"
+
+#include <pthread.h>
+
+#define KEPT_MAX 64
+
+struct freelist {
+    uint32_t kept_n;
+    BufferObject *kept[KEPT_MAX];
+    struct freelist *next; /* among the lists without a thread; guarded by lock */
+};
+
+static FTB_TLS struct freelist *freelist_self;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct freelist *ownerless; /* guarded by lock */
+static pthread_key_t exit_key;     /* written once */
+static pthread_once_t exit_key_once = PTHREAD_ONCE_INIT;
+static bool exit_key_made; /* written once */
+
+static void
+thread_exit(void *list)
+{
+    struct freelist *self = list;
+    freelist_self = NULL;
+    pthread_mutex_lock(&lock);
+    self->next = ownerless;
+    ownerless = self;
+    pthread_mutex_unlock(&lock);
+}
+
+/* The lock's holder may be gone; what it guards changes by single stores. */
+static void
+after_fork_child(void)
+{
+    pthread_mutex_init(&lock, NULL);
+}
+
+static void
+exit_key_make(void)
+{
+    exit_key_made = pthread_atfork(NULL, NULL, after_fork_child) == 0
+                    && pthread_key_create(&exit_key, thread_exit) == 0;
+}
+
+/* A list for this thread, or NULL. */
+static FTB_NOINLINE struct freelist *
+freelist_adopt(void)
+{
+    pthread_once(&exit_key_once, exit_key_make);
+    if (!exit_key_made) {
+        return NULL;
+    }
+    pthread_mutex_lock(&lock);
+    struct freelist *list = ownerless;
+    if (list != NULL) {
+        ownerless = list->next;
+    }
+    pthread_mutex_unlock(&lock);
+    if (list == NULL) {
+        list = ftb_alloc(sizeof *list);
+    }
+    if (list != NULL && pthread_setspecific(exit_key, list) != 0) {
+        thread_exit(list);
+        return NULL;
+    }
+    freelist_self = list;
+    return list;
+}
+
+BufferObject *
+buffer_freelist_take(void)
+{
+    struct freelist *list = freelist_self;
+    if (FTB_UNLIKELY(list == NULL)) {
+        list = freelist_adopt();
+    }
+    if (FTB_UNLIKELY(list == NULL || list->kept_n == 0)) {
+        return PyObject_New(BufferObject, &ftb_buffer_type);
+    }
+    list->kept_n--;
+    BufferObject *self = list->kept[list->kept_n];
+    (void)PyObject_Init((PyObject *)self, &ftb_buffer_type);
+    return self;
+}
+
+void
+buffer_freelist_give(BufferObject *self)
+{
+    struct freelist *list = freelist_self;
+    if (FTB_UNLIKELY(list == NULL)) {
+        list = freelist_adopt();
+    }
+    if (FTB_UNLIKELY(list == NULL || list->kept_n == KEPT_MAX)) {
+        PyObject_Free(self);
+        return;
+    }
+    list->kept[list->kept_n] = self;
+    list->kept_n++;
+}

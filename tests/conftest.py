@@ -1,0 +1,137 @@
+"""What holds for every test: the GIL stays off, nothing leaks, every bus is closed."""
+
+import contextlib
+import os
+import random
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from ftbus import lifecycle, testing
+
+ROOT = Path(__file__).parent.parent
+HANG_SECONDS = 60  # only a program that hangs takes this long
+
+# Inherited by the processes of xdist, so that all draw from one seed.
+SEED = int(os.environ.setdefault("FTB_SEED", str(random.SystemRandom().getrandbits(32))))
+
+hypothesis.settings.register_profile(
+    "ftbus", deadline=None, database=None, derandomize=True, print_blob=True
+)
+hypothesis.settings.load_profile("ftbus")
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def gil_is_on() -> bool:
+    """Return whether the GIL is on although nobody asked for it."""
+    asked_for = os.environ.get("PYTHON_GIL") == "1" or sys._xoptions.get("gil") == "1"
+    return bool(
+        sysconfig.get_config_var("Py_GIL_DISABLED")
+        and not asked_for
+        and sys._is_gil_enabled()
+    )
+
+
+class GilGuard:
+    """Fail the whole run, not a test, if something turned the GIL on."""
+
+    def __init__(self) -> None:
+        self.is_on_in_worker = False
+
+    @property
+    def is_on(self) -> bool:
+        return self.is_on_in_worker or gil_is_on()
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: object) -> None:
+        """Hear what a process of xdist found."""
+        output = getattr(node, "workeroutput", {})
+        self.is_on_in_worker |= output.get("gil_is_on", False)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        output = getattr(session.config, "workeroutput", None)
+        if output is not None:
+            output["gil_is_on"] = gil_is_on()
+        elif self.is_on:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.is_on:
+            terminalreporter.section("GIL", red=True, bold=True)
+            terminalreporter.line(
+                "The GIL was turned on during the tests: `python -m ftbus doctor "
+                "MODULE` finds the import that does it."
+            )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(GilGuard(), "ftbus-gil-guard")
+
+
+def pytest_report_header() -> str:
+    return f"FTB_SEED={SEED} replays the random choices of this run"
+
+
+HAS_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[HAS_FAILED] = report.failed or item.stash.get(HAS_FAILED, False)
+    return report
+
+
+class FailedAlready(Exception):
+    """Keeps no_leaks from judging what the traceback of a failed test holds."""
+
+
+@pytest.fixture(autouse=True)
+def guard(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a bus open, or handlers or buffers behind."""
+    before = set(map(id, lifecycle.live_buses()))
+    with contextlib.suppress(FailedAlready), testing.no_leaks():
+        yield
+        opened = [bus for bus in lifecycle.live_buses() if id(bus) not in before]
+        left_open = [repr(bus) for bus in opened if not bus.closed]
+        while opened:
+            opened.pop().close(drain=False, timeout=1.0)
+        if request.node.stash.get(HAS_FAILED, False):
+            raise FailedAlready
+        assert not left_open, f"left open: {', '.join(left_open)}"
+
+
+@pytest.fixture
+def seed() -> int:
+    """Return what a test seeds its random.Random with."""
+    return SEED
+
+
+@pytest.fixture
+def python() -> Run:
+    """Return a function that runs a program in a Python of its own."""
+
+    def run(
+        program: str, *options: str, within: float = HANG_SECONDS, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *options, "-c", program],
+            cwd=ROOT,
+            env={**os.environ, **variables},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=within,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,514 @@
+"""The demo as a whole, in processes of its own, and its server face to face."""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ftbus import demo
+from ftbus.demo import protocol, transport, world
+from ftbus.demo.report import Report
+from ftbus.demo.server import GameServer
+
+pytestmark = pytest.mark.thread_unsafe(reason="it runs processes and threads itself")
+
+LIMIT_S = 60
+CLEAN = ("lost", "reordered", "undecoded", "live_buffers", "failed_handlers")
+HAS_GIL_SWITCH = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+
+
+class Run:
+    """`python -m ftbus demo` in a process group of its own."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.json = folder / "figures.json"
+        command = [sys.executable, "-m", "ftbus", "demo", "--json", str(self.json)]
+        self.process = subprocess.Popen(
+            [*command, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.output = ""
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Return the match once a line of the output matches."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.output += line
+            if found := re.search(pattern, line):
+                return found
+        raise AssertionError(self.output)
+
+    def wait_until_playing(self) -> int:
+        """Return the server's port once all players play."""
+        return int(self.wait_for(r"port (\d+)")[1])
+
+    def interrupt(self) -> None:
+        """End it as Ctrl-C would."""
+        self.process.send_signal(signal.SIGINT)
+
+    def children(self) -> tuple[psutil.Process, list[psutil.Process]]:
+        """Return the launcher and the players."""
+        (launcher,) = psutil.Process(self.process.pid).children()
+        return launcher, launcher.children()
+
+    def finish(self) -> int:
+        """Wait for the end; return the exit status."""
+        rest, _ = self.process.communicate(timeout=LIMIT_S)
+        self.output += rest
+        return self.process.returncode
+
+    def finish_clean(self) -> dict[str, Any]:
+        """Wait for the end, without any problem; return the figures."""
+        assert self.finish() == 0, self.output
+        figures: dict[str, Any] = json.loads(self.json.read_text())
+        assert figures["problems"] == []
+        assert [figures[name] for name in CLEAN] == [0] * len(CLEAN)
+        assert figures["encodes"] == figures["snapshots"]
+        return figures
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Iterator[Any]:
+    """Start demos that the test does not leave behind."""
+    started: list[Run] = []
+
+    def start(*options: str) -> Run:
+        started.append(Run(tmp_path, *options))
+        return started[-1]
+
+    yield start
+    for run in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.process.pid, signal.SIGKILL)
+        run.process.communicate(timeout=LIMIT_S)
+
+
+def test_match_ends_clean_and_says_what_was_measured(runs: Any, tmp_path: Path) -> None:
+    replay = tmp_path / "replay"
+    options = ("--seconds", "1", "--players", "4", "--replay", str(replay))
+    run = runs(*options, "--workers", "3", "--tick", "50", "--window", "3")
+    figures = run.finish_clean()
+    assert figures["workers"] == 3
+    assert figures["seconds"] >= 1.0
+    assert figures["inputs"] >= figures["inputs_per_s"] > 0
+    assert figures["handler_calls_per_s"] > figures["events_per_s"] > 0
+    assert 0 < figures["ack_p50_us"] <= figures["ack_p99_us"]
+    assert 0 < figures["cores_used"] <= (os.cpu_count() or 1) + 0.1
+    assert sum(figures["worker_shares"]) == pytest.approx(1.0)
+    assert figures["snapshots_received"] > 0
+    assert figures["players_died"] == 0
+    assert figures["refused"] == {}
+    assert figures["interrupted"] is False
+    assert figures["gil"] == ("on" if sys._is_gil_enabled() else "off")
+    assert count_snapshots(replay.read_bytes()) == figures["snapshots"]
+    assert "lost 0, reordered 0" in run.output
+
+
+def test_terminal_shows_a_table_while_the_match_goes_on() -> None:
+    pytest.importorskip("rich")
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ftbus", "demo", "--seconds", "1.2", "--players", "2"],
+        stdout=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # how a terminal says that all have left it
+        while chunk := os.read(ours, 65536):
+            shown += chunk
+    os.close(ours)
+    assert process.wait(LIMIT_S) == 0
+    for name in (
+        "inputs/s",
+        "events/s",
+        "p50",
+        "p99",
+        "queue depth",
+        "workers' shares",
+    ):
+        assert name.encode() in shown
+
+
+def count_snapshots(replay: bytes) -> int:
+    ticks = []
+    while replay:
+        length = int.from_bytes(replay[:4], "little")
+        tick, _, records = protocol.decode_snapshot(memoryview(replay)[4 : 4 + length])
+        assert len(records) == 4
+        ticks.append(tick)
+        replay = replay[4 + length :]
+    assert ticks == list(range(1, len(ticks) + 1))
+    return len(ticks)
+
+
+def test_killed_player_is_counted_and_the_match_goes_on(runs: Any) -> None:
+    run = runs("--seconds", "60", "--players", "4")
+    run.wait_until_playing()
+    _, players = run.children()
+    players[1].kill()
+    run.wait_for("players 3")
+    run.interrupt()
+    figures = run.finish_clean()
+    assert figures["players_died"] == 1
+    assert "note: 1 player processes died" in run.output
+
+
+def test_killed_launcher_ends_the_match_early(runs: Any) -> None:
+    run = runs("--seconds", "60", "--players", "3")
+    run.wait_until_playing()
+    launcher, players = run.children()
+    launcher.kill()
+    figures = run.finish_clean()
+    assert figures["seconds"] < 30
+    assert figures["players_died"] <= 3
+    assert psutil.wait_procs(players, timeout=LIMIT_S)[1] == []
+
+
+def test_no_player_outlives_a_killed_server(runs: Any) -> None:
+    run = runs("--seconds", "60", "--players", "3")
+    run.wait_until_playing()
+    launcher, players = run.children()
+    run.process.kill()
+    assert psutil.wait_procs([launcher, *players], timeout=LIMIT_S)[1] == []
+
+
+@pytest.mark.parametrize("to_all", [True, False])
+def test_ctrl_c_ends_the_match_with_its_report(runs: Any, to_all: bool) -> None:
+    """A terminal tells all processes of the group; `kill -INT` tells the server."""
+    run = runs("--seconds", "60", "--players", "4")
+    run.wait_until_playing()
+    launcher, players = run.children()
+    (os.killpg if to_all else os.kill)(run.process.pid, signal.SIGINT)
+    figures = run.finish_clean()
+    assert figures["interrupted"] is True
+    assert figures["seconds"] < 30
+    assert figures["players_died"] == 0
+    assert "note: interrupted after" in run.output
+    assert psutil.wait_procs([launcher, *players], timeout=LIMIT_S)[1] == []
+
+
+def test_port_in_use_and_stray_datagrams_are_reported(runs: Any) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind((transport.HOST, 0))
+        taken = other.getsockname()[1]
+        run = runs("--seconds", "60", "--players", "2", "--port", str(taken))
+        port = run.wait_until_playing()
+        for stray in (b"", b"\xb5\xf7\x01", b"x" * 26, b"x" * 5000):
+            other.sendto(stray, (transport.HOST, port))
+        run.wait_for("refused 4")
+        run.interrupt()
+        figures = run.finish_clean()
+    assert figures["port_in_use"] == taken
+    assert figures["port"] == port != taken
+    assert figures["refused"] == {"truncated": 2, "foreign": 2}
+    assert f"note: port {taken} was in use" in run.output
+    assert "note: 2 datagrams refused: foreign" in run.output
+
+
+@pytest.mark.skipif(not HAS_GIL_SWITCH, reason="the GIL is always on")
+def test_gil_compare_runs_both_ways(runs: Any) -> None:
+    run = runs("--gil", "compare", "--seconds", "0.5", "--players", "2")
+    assert run.finish() == 0, run.output
+    figures = json.loads(run.json.read_text())
+    assert figures["on"]["gil"] == "on"
+    assert figures["off"]["gil"] == "off"
+    ratio = figures["off"]["inputs_per_s"] / figures["on"]["inputs_per_s"]
+    assert figures["ratio"]["inputs_per_s"] == pytest.approx(ratio)
+    assert "off / on" in run.output
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--players", "0"],
+        ["--players", str(protocol.PLAYERS_MAX + 1)],
+        ["--seconds", "nan"],
+        ["--tick", "-1"],
+        ["--port", "65536"],
+        ["--gil", "maybe"],
+    ],
+)
+def test_command_line_that_cannot_be_is_refused(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        demo.main(options)
+    assert caught.value.code == 2
+    assert options[0] in capsys.readouterr().err
+
+
+def test_replay_that_cannot_be_written_is_one_sentence(runs: Any) -> None:
+    run = runs("--replay", "/nowhere/replay")
+    assert run.finish() == 2
+    assert run.output.splitlines() == [
+        "ftbus demo: [Errno 2] No such file or directory: '/nowhere/replay'"
+    ]
+
+
+# The report
+
+
+def clean_report(**changes: Any) -> Report:
+    figures = dict.fromkeys((field.name for field in dataclasses.fields(Report)), 0)
+    figures["inputs"] = 1
+    empty = {"worker_shares": (), "refused": {}, "first_failure": None, "gil": "off"}
+    return Report(**{**figures, **empty, "port_in_use": None, **changes})
+
+
+def test_clean_report_is_exit_status_0() -> None:
+    assert clean_report(snapshots=3, encodes=3).exit_status == 0
+
+
+@pytest.mark.parametrize("name", [*CLEAN, "encodes"])
+def test_each_problem_is_exit_status_1_and_said(name: str) -> None:
+    report = clean_report(**{name: 7})
+    assert report.exit_status == 1
+    assert re.search(r"PROBLEM: .*\b7\b", report.text())
+    assert report.to_dict()["problems"] == report.problems()
+
+
+def test_match_without_any_input_is_exit_status_1_unless_it_was_interrupted() -> None:
+    assert clean_report(inputs=0).exit_status == 1
+    assert clean_report(inputs=0, interrupted=True).exit_status == 0
+
+
+def test_what_was_lived_with_is_exit_status_0_and_said() -> None:
+    report = clean_report(players_died=2, refused={"foreign": 3}, interrupted=True)
+    assert report.exit_status == 0
+    assert report.text().count("note: ") == 3
+
+
+# The server, face to face
+
+
+class Client:
+    """A player that this test plays by hand."""
+
+    def __init__(self, server: GameServer, player: int = 0) -> None:
+        self.server = server
+        self.player = player
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.settimeout(LIMIT_S)
+        self.socket.connect((transport.HOST, server.port))
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def input(self, sequence: int, **changes: int) -> bytes:
+        datagram = bytearray(protocol.INPUT_BYTES)
+        fields = {"tick": 0, "duration_us": 0, "heading": 0, "buttons": 0, **changes}
+        protocol.pack_input(
+            datagram,
+            player=self.player,
+            sequence=sequence,
+            token=self.server.token,
+            **fields,
+        )
+        return bytes(datagram)
+
+    def receive(self, kind: int) -> tuple[int, memoryview]:
+        """Return (sequence, datagram) of the next datagram of a kind."""
+        while True:
+            datagram = memoryview(self.socket.recv(65536))
+            found, player, sequence = protocol.read_header(
+                datagram, len(datagram), self.server.token
+            )
+            assert player == self.player
+            if found == kind:
+                return sequence, datagram
+
+    def play(self, sequence: int, **changes: int) -> tuple[int, int, int]:
+        """Send an input; return (ack's number, newest applied, number applied)."""
+        self.socket.send(self.input(sequence, **changes))
+        number, ack = self.receive(protocol.KIND_ACK)
+        last, applied, _, _ = protocol.read_ack(ack, len(ack), 1024)
+        return number, last, applied
+
+
+@contextlib.contextmanager
+def running(players: int = 2, tick_hz: float = 100.0) -> Iterator[GameServer]:
+    """Run a server, and check in the end that nothing failed or leaked."""
+    server = GameServer(players=players, tick_hz=tick_hz)
+    server.start()
+    try:
+        yield server
+    finally:
+        left = server.stop()
+        server.replay.close()
+    stats = server.bus.stats()
+    assert left == 0
+    assert stats.posted == stats.delivered
+    assert stats.encoded == server.snapshots > 0
+    assert server.first_failure is None
+    assert server.pool.live == 0
+
+
+def test_inputs_are_applied_once_and_in_order() -> None:
+    with running() as server, Client(server) as client:
+        assert client.play(1) == (1, 1, 1)
+        assert client.play(1) == (2, 1, 1)  # again: acknowledged again, not applied
+        assert client.play(3) == (3, 1, 1)  # 2 is missing
+        assert client.play(2) == (4, 2, 2)
+        assert client.play(3) == (5, 3, 3)
+        player = server.players[0]
+        assert (player.duplicates, player.ahead) == (1, 1)
+
+
+def test_moves_are_applied_unless_they_are_too_fast() -> None:
+    with running() as server, Client(server) as client:
+        player = server.players[0]
+        player.state = world.State(30.5, 13.5, 0, 100, 0)
+        client.play(1, duration_us=50_000, buttons=protocol.BUTTON_MOVE)
+        assert player.state.x == pytest.approx(30.5 + 0.05 * world.SPEED)
+        client.play(2, duration_us=10**9, buttons=protocol.BUTTON_MOVE, heading=9)
+        assert player.state.x == pytest.approx(30.5 + 0.05 * world.SPEED)
+        assert player.state.heading == 9
+        assert player.speeding == 1
+
+
+def test_snapshots_say_what_was_applied_and_how_the_world_is() -> None:
+    with running() as server, Client(server) as client:
+        client.play(1)
+        ticks = []
+        for _ in range(3):
+            newest, datagram = client.receive(protocol.KIND_SNAPSHOT)
+            assert newest == 1
+            tick, _, records = protocol.decode_snapshot(
+                datagram[protocol.HEADER.size :]
+            )
+            ticks.append(tick)
+            assert [record[0] for record in records] == [0, 1]
+        assert ticks == sorted(set(ticks))
+
+
+def test_player_in_another_name_is_foreign() -> None:
+    with running() as server, Client(server) as client, Client(server) as other:
+        client.play(1)
+        other.socket.send(other.input(2))
+        client.receive(protocol.KIND_ACK)  # not for the other one to see
+        assert client.play(2) == (3, 2, 2)
+        assert server.refused() == {"foreign": 1}
+
+
+def test_buttons_that_do_not_exist_are_malformed() -> None:
+    with running() as server, Client(server) as client:
+        assert client.play(1, buttons=0x80) == (1, 0, 0)
+        assert server.refused() == {"malformed": 1}
+
+
+def test_tag_reaches_the_player_in_front() -> None:
+    with running() as server, Client(server) as client:
+        shooter, target = server.players
+        shooter.state = world.State(30.5, 13.5, 0, 100, 0)
+        target.state = world.State(33.5, 13.5, 0, 100, 0)
+        client.play(1)
+        for sequence in (2, 3):  # the snapshot after the next is newer than the states
+            client.receive(protocol.KIND_SNAPSHOT)
+            client.play(sequence)
+        client.play(4, buttons=protocol.BUTTON_FIRE)
+        client.play(5, buttons=protocol.BUTTON_FIRE)  # too soon after the first
+        assert server.bus.drain(LIMIT_S)
+        assert shooter.state.score == shooter.tags_made == target.tags_taken == 1
+        assert target.state.health == 100 - world.TAG_DAMAGE
+        for _ in range(4):
+            server.take_tag(target.id)
+        assert target.state.health == world.HEALTH_MAX
+        assert not world.is_wall(target.state.x, target.state.y)
+
+
+def test_failing_handler_costs_neither_ack_nor_buffer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of luck")
+
+    server = GameServer(players=1, tick_hz=100.0)
+    monkeypatch.setattr(world, "move", fail)
+    server.start()
+    with Client(server) as client:
+        assert client.play(1) == (1, 1, 1)
+        assert client.play(2) == (2, 2, 2)
+    assert server.stop() == 0
+    server.replay.close()
+    assert server.bus.stats().failed == 2
+    assert "out of luck" in (server.first_failure or "")
+    assert server.pool.live == 0
+
+
+def test_no_datagram_harms_a_running_server() -> None:
+    with running(players=1) as server, Client(server) as client:
+        client.play(1)
+        good = client.input(1)
+        changed = st.builds(
+            lambda at, flip: good[:at] + bytes([good[at] ^ flip]) + good[at + 1 :],
+            st.integers(0, len(good) - 1),
+            st.integers(1, 255),
+        )
+        cut = st.integers(0, len(good)).map(lambda length: good[:length])
+        sent = 0
+
+        @settings(max_examples=100, deadline=None)
+        @given(st.one_of(st.binary(max_size=100), changed, cut))
+        def attack(datagram: bytes) -> None:
+            nonlocal sent
+            client.socket.send(datagram)
+            client.play(1)  # an ack shows that the receiver lives
+            sent += 2
+
+        attack()
+        # What was changed may have been a good input, with an ack that nobody read.
+        due = server.players[0].inputs.last + 1
+        sent += 1
+        _, newest, _ = client.play(due)
+        while newest != due:
+            _, ack = client.receive(protocol.KIND_ACK)
+            newest, *_ = protocol.read_ack(ack, len(ack), 2)
+        assert server.players[0].inputs.applied == due
+        assert sum(receiver.received for receiver in server.receivers) == 1 + sent
+
+
+def test_sockets_share_a_port_that_nobody_else_has() -> None:
+    sockets, is_wanted = transport.open_sockets(0, 4)
+    others: list[socket.socket] = []
+    try:
+        ports = {opened.getsockname()[1] for opened in sockets}
+        assert is_wanted
+        assert len(ports) == 1
+        others, is_wanted = transport.open_sockets(*ports, 2)
+        assert not is_wanted
+        assert not ports & {opened.getsockname()[1] for opened in others}
+    finally:
+        for opened in sockets + others:
+            opened.close()
+
+
+def test_sockets_that_cannot_be_had_for_another_reason_raise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transport, "HOST", "192.0.2.1")  # TEST-NET: never ours
+    with pytest.raises(OSError, match="assign") as caught:
+        transport.open_sockets(0, 2)
+    assert caught.value.errno == errno.EADDRNOTAVAIL
