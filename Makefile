@@ -5,10 +5,13 @@ KIND ?= ft
 VENV ?= .venv
 DEMO_ARGS ?= --seconds 10 --players 64
 PYTEST_ARGS ?=
+BENCH_ARGS ?= --quick
 
 PYTHON := $(VENV)/bin/python
+BENCH_VENV := $(VENV)-bench
+BENCH := PYTHONPATH=. $(BENCH_VENV)/bin/python
 PYTEST := $(PYTHON) -m pytest
-PIP := $(PYTHON) -m pip install --quiet --disable-pip-version-check
+PIP := python -m pip install --quiet --disable-pip-version-check
 CORES := $(shell nproc 2>/dev/null || echo 2)
 C_SOURCES := $(wildcard csrc/arena/*.[ch] csrc/core/*.[ch] csrc/py/*.[ch])
 C_TEXTS := $(C_SOURCES) $(wildcard csrc/tests/*.[ch] csrc/models/*.h csrc/models/*.cpp)
@@ -20,14 +23,15 @@ export FTBUS_WERROR ?= 1
 # is seen even if the process dies of it.
 INSTRUMENT = FTBUS_SAN=$(SAN) $(PYTHON) setup.py --quiet build --build-lib $(SAN_LIB)
 SAN_LIB = build/$(SAN)/lib
-SAN_PYTEST := -P -m pytest -s -p no:xdist
+SAN_PYTEST := -P -m pytest -s -p no:xdist --timeout=600
 SITE = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 # The interpreter lies outside the project: without it a venv is of no use.
-$(shell test -x $(PYTHON) || rm -f $(VENV)/.packages)
+$(foreach venv,$(VENV) $(BENCH_VENV),\
+    $(shell test -x $(venv)/bin/python || rm -f $(venv)/.packages))
 
 .PHONY: help demo setup test test-gil test-parallel test-asan test-tsan check \
-        check-san models mutants format lint clean distclean
+        check-san bench models mutants format lint clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -39,15 +43,15 @@ setup: $(VENV)/.extension ## find or build the interpreter, make .venv, compile 
 
 # Made anew whenever its contents change; the stamp comes last, so what an interrupted
 # run leaves behind is not taken for a venv.
-$(VENV)/.packages: pyproject.toml
-	rm -rf $(VENV)
-	python=$$(python3 tools/interpreter.py --kind $(KIND)) && "$$python" -m venv $(VENV)
-	$(PIP) --upgrade pip setuptools
-	$(PIP) --group dev
+%/.packages: pyproject.toml
+	rm -rf $*
+	python=$$(python3 tools/interpreter.py --kind $(KIND)) && "$$python" -m venv $*
+	$*/bin/$(PIP) --upgrade pip setuptools
+	$*/bin/$(PIP) --group $(if $(filter $(BENCH_VENV),$*),bench,dev)
 	@touch $@
 
 $(VENV)/.extension: $(VENV)/.packages setup.py $(C_SOURCES)
-	$(PIP) --no-deps --no-build-isolation --editable .
+	$(VENV)/bin/$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 test: setup check ## the C core's tests, then the Python tests (PYTEST_ARGS="-k emit")
@@ -74,6 +78,11 @@ test-tsan: setup ## the Python tests, interpreter and extension under ThreadSani
 	PYTHONPATH=$(SAN_LIB):$(SITE) \
 	TSAN_OPTIONS=suppressions=$(CURDIR)/tools/tsan.supp:handle_segv=0:exitcode=66 \
 	"$$python" $(SAN_PYTEST) $(PYTEST_ARGS)
+
+# The other libraries have a venv of their own, so that no test can come to need them.
+bench: setup $(BENCH_VENV)/.packages ## compare with other libraries (BENCH_ARGS=--quick)
+	$(BENCH) benchmarks/emit.py $(BENCH_ARGS)
+	$(BENCH) benchmarks/map.py $(BENCH_ARGS)
 
 models: ## search the models of the lock-free pieces (needs Debian's relacy-dev)
 	$(MAKE) -j$(CORES) -C csrc models

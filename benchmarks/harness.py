@@ -13,14 +13,13 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 type Burst = Callable[[int], object]  # burst(n) does the operation n times
-type Bind = Callable[
-    [int], Burst
-]  # bind(thread) makes a thread's burst, in that thread
+type Bind = Callable[[int], Burst]  # bind(i) makes the burst of thread i, in it
 type Round = dict[tuple[str, int], float]  # ns per operation, by case and threads
 type Samples = dict[tuple[str, int], list[float]]  # the same, of all rounds
 
@@ -33,6 +32,7 @@ class Case:
 
     name: str
     setup: Callable[[], Bind]
+    empty: str = ""  # the case that runs the same loop without a body
     threads: tuple[int, ...] = (1, 2)
     ops: int = 1  # operations in what burst(1) does
     module: str = ""  # the peer to import; a case whose peer is not there is left out
@@ -57,12 +57,11 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """Cases that take turns. `empty` names the one that runs the loop without a body."""
+    """Cases that take turns."""
 
     name: str
     cases: Sequence[Case]
     comparisons: Sequence[Comparison]
-    empty: str
     note: str = ""
 
 
@@ -93,12 +92,13 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A comparison with its figures; `ceiling`: the ratio in units of the machine's own."""
+    """A comparison with its figures."""
 
     comparison: Comparison
     gross: Spread
-    net: Spread | None
-    ceiling: Spread | None
+    net: Spread | None  # without the empty loops
+    ceiling: Spread | None  # a gain by threads in units of the empty loop's own
+    of_minima: float  # the ratio of the best rounds: what a noisy machine leaves
 
     @property
     def met(self) -> bool | None:
@@ -115,56 +115,60 @@ class Row:
 
 def spread(samples: Sequence[float]) -> Spread:
     """Sum samples up; one is enough."""
-    if len(samples) == 1:
-        low = middle = high = samples[0]
-    else:
-        low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
-    return Spread(middle, low, high, min(samples), len(samples))
+    low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return Spread(median, low, high, min(samples), len(samples))
 
 
-def ratios(
-    above: Sequence[float], below: Sequence[float], loop: Sequence[float] | None = None
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """Divide round by round."""
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+def net_ratios(
+    above: Sequence[float],
+    below: Sequence[float],
+    above_loop: Sequence[float],
+    below_loop: Sequence[float],
 ) -> list[float]:
-    """Divide round by round, with the loop's time taken off both if it is given.
+    """Divide round by round what is left without the empty loops.
 
     A round in which a burst took no longer than the empty loop says nothing, and is
     left out.
     """
-    off = loop if loop is not None else [0.0] * len(above)
-    rounds = zip(above, below, off, strict=True)
-    return [(a - o) / (b - o) for a, b, o in rounds if a > o and b > o]
+    rounds = zip(above, below, above_loop, below_loop, strict=True)
+    return [(a - m) / (b - n) for a, b, m, n in rounds if a > m and b > n]
+
+
+def by_case(rounds: Sequence[Round]) -> Samples:
+    """Turn a list of rounds into lists by case."""
+    keys = rounds[0] if rounds else ()
+    return {key: [found[key] for found in rounds] for key in keys}
 
 
 def compare(suite: Suite, comparison: Comparison, samples: Samples) -> Row | None:
     """Return the comparison's figures; None if one side was not measured."""
-    case = samples.get((comparison.case, comparison.threads))
-    peer = samples.get((comparison.peer, comparison.peer_threads))
-    if not case or not peer:
+    loops = {case.name: case.empty for case in suite.cases}
+    case = (comparison.case, comparison.threads)
+    peer = (comparison.peer, comparison.peer_threads)
+    if case not in samples or peer not in samples:
         return None
-    above, below = (case, peer) if comparison.kind == "time" else (peer, case)
+    sides = (case, peer) if comparison.kind == "time" else (peer, case)
+    above, below = (samples[side] for side in sides)
+    empty = [samples.get((loops[name], threads), []) for name, threads in sides]
     gross = ratios(above, below)
-    is_scale = comparison.threads != comparison.peer_threads
     net: list[float] = []
     ceiling: list[float] = []
-    loop = samples.get((suite.empty, 1))
-    if loop and not is_scale and comparison.threads == 1:
-        net = ratios(above, below, loop)
-    loops = samples.get((suite.empty, comparison.threads))
-    if loop and loops and is_scale:
-        ceiling = ratios(gross, ratios(loop, loops))
+    if all(empty) and comparison.threads == comparison.peer_threads:
+        net = net_ratios(above, below, *empty)
+    elif all(empty):
+        ceiling = ratios(gross, ratios(*empty))
     return Row(
         comparison,
         spread(gross),
         spread(net) if net else None,
         spread(ceiling) if ceiling else None,
+        min(above) / min(below),
     )
-
-
-def by_case(rounds: Sequence[Round]) -> Samples:
-    """Turn a list of rounds into lists by case."""
-    return {
-        key: [found[key] for found in rounds] for key in (rounds[0] if rounds else ())
-    }
 
 
 def compare_all(suite: Suite, samples: Samples) -> list[Row]:
@@ -177,7 +181,7 @@ def compare_all(suite: Suite, samples: Samples) -> list[Row]:
 
 
 class Crew:
-    """The threads that run bursts: this one is number 0, the others wait between bursts.
+    """The threads that run bursts: this one is number 0, the others wait in between.
 
     The same threads run every burst, so that what a thread made stays its own. On 3.13t
     the first thread ever started also makes functions and classes immortal.
@@ -215,7 +219,9 @@ class Crew:
     def time_ns(self, bursts: Sequence[Burst], n: int) -> int:
         """Run the bursts at once; return the time from the barrier to the last end."""
         arrived: list[None] = []
-        spans = self.each([partial(_span, arrived, len(bursts), b, n) for b in bursts])
+        spans: list[tuple[int, int]] = self.each(
+            [partial(_span, arrived, len(bursts), burst, n) for burst in bursts]
+        )
         return max(end for _, end in spans) - min(start for start, _ in spans)
 
     def close(self) -> None:
@@ -274,14 +280,14 @@ def run_suite(
     suite: Suite, rounds: int, burst_ns: float, progress: Callable[[str], None]
 ) -> Iterator[Round]:
     """Yield every round's figures; one more round, the first, warms up."""
-    crew = Crew(max(max(case.threads) for case in suite.cases))
-    runners = []
-    for i, case in enumerate(suite.cases, 1):
-        progress(f"{suite.name}: setting up {i} of {len(suite.cases)}, {case.name}")
-        runners.append(prepare(crew, case, burst_ns))
-    gc.collect()
-    run_round(crew, runners)
-    for i in range(1, rounds + 1):
-        progress(f"{suite.name}: round {i} of {rounds}")
-        yield run_round(crew, runners)
-    crew.close()
+    size = max(max(case.threads) for case in suite.cases)
+    with closing(Crew(size)) as crew:
+        runners = []
+        for i, case in enumerate(suite.cases, 1):
+            progress(f"{suite.name}: setting up {i} of {len(suite.cases)}, {case.name}")
+            runners.append(prepare(crew, case, burst_ns))
+        gc.collect()
+        run_round(crew, runners)
+        for i in range(1, rounds + 1):
+            progress(f"{suite.name}: round {i} of {rounds}")
+            yield run_round(crew, runners)

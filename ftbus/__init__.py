@@ -18,6 +18,7 @@ from ftbus.errors import (
     UnsupportedKeyError,
 )
 from ftbus.stats import BusStats, Counters, TopicStats, WorkerStats
+from ftbus.striped_map import StripedMap
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ __all__ = [
     "Key",
     "PoolStats",
     "QueueFullError",
+    "StripedMap",
     "Subscription",
     "Topic",
     "TopicStats",

@@ -6,7 +6,7 @@ import contextvars
 import os
 import threading
 import time
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +92,7 @@ class _Call:
         self._errors: dict[int, Exception] = {}
 
     def run(self, index: int, claim: Claim, event: object) -> None:
-        """Run one handler and keep what comes of it; never raises an Exception."""
+        """Run one handler and keep what comes of it, if it is an Exception."""
         function = claim.function
         try:
             if isinstance(function, AsyncHandler):
@@ -102,9 +102,6 @@ class _Call:
         except Exception as error:
             _note(error, claim)
             self.finish(index, error=error)
-        except BaseException as error:
-            self.abort(error)
-            raise
         else:
             if result is claim:  # cancelled meanwhile
                 self.finish(index)
@@ -145,10 +142,10 @@ class _Call:
     def abort(self, error: BaseException) -> None:
         """A handler will not end: the caller must not wait for ever."""
         with self._lock:
-            must_settle = not self._is_settled
             self._is_settled = True
-        if must_settle:
-            self.future.set_exception(error)
+        if not self.future.done():  # also if settling it is what failed
+            with suppress(InvalidStateError):
+                self.future.set_exception(error)
 
     def settle(self) -> None:
         """Give the Future the results, or all failures, in handler order."""
@@ -156,9 +153,11 @@ class _Call:
         if self._errors:
             errors = [self._errors[index] for index in sorted(self._errors)]
             ran = len(results) + len(errors)
-            self.future.set_exception(HandlerErrors(self.key, errors, ran))
+            with suppress(InvalidStateError):
+                self.future.set_exception(HandlerErrors(self.key, errors, ran))
         else:
-            self.future.set_result(results)
+            with suppress(InvalidStateError):
+                self.future.set_result(results)
 
 
 def _note(error: Exception, claim: Claim) -> None:
@@ -230,6 +229,10 @@ class _Task:
 
     def __call__(self) -> None:
         self._call.run(self._index, self._claim, self._event)
+
+    def failed(self, error: BaseException) -> None:
+        """Let the Future say what kept this task from keeping its own outcome."""
+        self._call.abort(error)
 
     def dropped(self) -> None:
         """Let the Future say that this handler will not run."""

@@ -192,3 +192,10 @@ def _inbox_of(loop: asyncio.AbstractEventLoop) -> _Inbox:
             inbox = _Inbox(loop)
             _inboxes[loop] = weakref.ref(inbox)
         return inbox
+
+
+def after_fork_child() -> None:
+    """Forget the event loops: their threads stayed in the parent process."""
+    global _inboxes, _inboxes_lock
+    _inboxes = weakref.WeakKeyDictionary()
+    _inboxes_lock = threading.RLock()

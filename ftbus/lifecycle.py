@@ -4,38 +4,46 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING
 
-from ftbus import _core
+from ftbus import _core, handlers
 
 if TYPE_CHECKING:
     from ftbus.bus import EventBus
 
 _EXIT_TIMEOUT_S = 1.0
 
-_buses: weakref.WeakSet[EventBus] = weakref.WeakSet()
+# By id. Not a WeakSet, which other threads' collections may change while it is walked.
+_buses: dict[int, weakref.ref[EventBus]] = {}
 _lock = threading.RLock()
 
 
 def register(bus: EventBus) -> None:
     """Remember a bus for as long as it lives."""
+    name = id(bus)
+    reference = weakref.ref(bus, lambda reference: _forget(name))
     with _lock:
-        _buses.add(bus)
+        _buses[name] = reference
+
+
+def _forget(name: int) -> None:
+    _buses.pop(name, None)
 
 
 def live_buses() -> list[EventBus]:
     """Return the buses that exist, closed ones included."""
     with _lock:
-        return list(_buses)
+        references = list(_buses.values())
+    return [bus for reference in references if (bus := reference()) is not None]
 
 
 def _close_all() -> None:
     """Finish, for a second at most, what is queued when the interpreter exits."""
-    with _lock:
-        buses = list(_buses)
-    for bus in buses:
-        bus.close(timeout=_EXIT_TIMEOUT_S)
+    deadline = time.monotonic() + _EXIT_TIMEOUT_S
+    for bus in live_buses():
+        bus.close(timeout=max(0.0, deadline - time.monotonic()))
 
 
 def _after_fork_child() -> None:
@@ -43,12 +51,19 @@ def _after_fork_child() -> None:
     global _lock
     _lock = threading.RLock()
     _core.after_fork_child()
-    for bus in list(_buses):
+    handlers.after_fork_child()
+    for bus in live_buses():
         bus._lock = threading.RLock()
+        bus._closers = set()
         bus._after_fork_child()
 
 
-os.register_at_fork(after_in_child=_after_fork_child)
+# The lock is held over the fork, so that no other thread is at the table just then.
+os.register_at_fork(
+    before=lambda: _lock.acquire(),
+    after_in_parent=lambda: _lock.release(),
+    after_in_child=_after_fork_child,
+)
 
 # Before threads are joined, as concurrent.futures does it: the plain atexit module runs
 # after that, which is too late for workers that wait.

@@ -28,8 +28,8 @@ class StripedMap[K, V](_core.StripedMap[K, V], _MutableMapping[K, V]):
     """A mapping from compact keys to any objects, to be shared by threads.
 
     Make one as a dict is made: ``StripedMap()``, ``StripedMap(mapping)``,
-    ``StripedMap(pairs)``, each with keyword arguments added. Keys are str, bytes, int of
-    64 bits, Key, enum members and classes, exactly these types and not subclasses;
+    ``StripedMap(pairs)``, each with keyword arguments added. Keys are str, bytes, int
+    of 64 bits, Key, enum members and classes, exactly these types and not subclasses;
     anything else raises UnsupportedKeyError, a TypeError. ``Key("a")`` and ``"a"`` are
     one key; the object that came first is the one that iteration returns.
 
@@ -50,14 +50,17 @@ class StripedMap[K, V](_core.StripedMap[K, V], _MutableMapping[K, V]):
     __slots__ = ()
 
     @overload
-    def __init__(self) -> None: ...
+    def __init__(self, /) -> None: ...
     @overload
-    def __init__(self: StripedMap[str, V], **named: V) -> None: ...
+    def __init__(self: StripedMap[str, V], /, **named: V) -> None: ...
     @overload
     def __init__(self, other: SupportsKeysAndGetItem[K, V], /) -> None: ...
     @overload
     def __init__(
-        self: StripedMap[str, V], other: SupportsKeysAndGetItem[str, V], /, **named: V
+        self: StripedMap[str, V],
+        other: SupportsKeysAndGetItem[str, V],
+        /,
+        **named: V,
     ) -> None: ...
     @overload
     def __init__(self, other: Iterable[tuple[K, V]], /) -> None: ...
@@ -65,16 +68,16 @@ class StripedMap[K, V](_core.StripedMap[K, V], _MutableMapping[K, V]):
     def __init__(
         self: StripedMap[str, V], other: Iterable[tuple[str, V]], /, **named: V
     ) -> None: ...
-    def __init__(self, other: Any = (), /, **named: Any) -> None:
+    def __init__(self: Any, other: Any = (), /, **named: Any) -> None:
         self.update(other, **named)
 
     @classmethod
     def fromkeys(cls, keys: Iterable[K], value: Any = None, /) -> Self:
         """Make a map that gives each of the keys the same value."""
-        self = cls()
+        made: Any = cls()
         for key in keys:
-            self[key] = value
-        return self
+            made[key] = value
+        return cast("Self", made)
 
     def copy(self) -> Self:
         """Return a new map with the keys and values of this one.
@@ -166,7 +169,7 @@ class StripedMap[K, V](_core.StripedMap[K, V], _MutableMapping[K, V]):
 
 
 class _Keys[K](KeysView[K]):
-    """The keys of a map; asked for what cannot be a key, it says that it is not there."""
+    """The keys of a map; what cannot be a key is not among them."""
 
     __slots__ = ()
     _mapping: StripedMap[K, Any]
@@ -192,7 +195,7 @@ class _Values[V](ValuesView[V]):
 
 
 class _Items[K, V](ItemsView[K, V]):
-    """The pairs of a map; likewise."""
+    """The pairs of a map; likewise, and what cannot be a pair is not among them."""
 
     __slots__ = ()
     _mapping: StripedMap[K, V]
@@ -220,7 +223,7 @@ def _pairs(other: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def _get(mapping: Mapping[Any, Any], key: object) -> Any:
-    """Return the value of a key, or _MISSING for one that the mapping refuses as well."""
+    """Return the value of a key, or _MISSING, also if the mapping refuses such keys."""
     try:
         return mapping.get(key, _MISSING)
     except TypeError:

@@ -209,12 +209,12 @@ def test_ctrl_c_ends_the_match_with_its_report(runs: Any, to_all: bool) -> None:
 def test_port_in_use_and_stray_datagrams_are_reported(runs: Any) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        other.bind((transport.HOST, 0))
+        other.bind((protocol.HOST, 0))
         taken = other.getsockname()[1]
         run = runs("--seconds", "60", "--players", "2", "--port", str(taken))
         port = run.wait_until_playing()
         for stray in (b"", b"\xb5\xf7\x01", b"x" * 26, b"x" * 5000):
-            other.sendto(stray, (transport.HOST, port))
+            other.sendto(stray, (protocol.HOST, port))
         run.wait_for("refused 4")
         run.interrupt()
         figures = run.finish_clean()
@@ -309,7 +309,7 @@ class Client:
         self.player = player
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.settimeout(LIMIT_S)
-        self.socket.connect((transport.HOST, server.port))
+        self.socket.connect((protocol.HOST, server.port))
 
     def __enter__(self) -> "Client":
         return self
@@ -508,7 +508,9 @@ def test_sockets_share_a_port_that_nobody_else_has() -> None:
 def test_sockets_that_cannot_be_had_for_another_reason_raise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(transport, "HOST", "192.0.2.1")  # TEST-NET: never ours
+    monkeypatch.setattr(
+        "ftbus.demo.transport.HOST", "192.0.2.1"
+    )  # TEST-NET: never ours
     with pytest.raises(OSError, match="assign") as caught:
         transport.open_sockets(0, 2)
     assert caught.value.errno == errno.EADDRNOTAVAIL

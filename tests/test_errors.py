@@ -415,7 +415,7 @@ def test_recursion_on_a_worker_is_a_failure_like_others(verb: str) -> None:
 
 
 @pytest.mark.thread_unsafe(reason="starts a process")
-@pytest.mark.parametrize("stack_kib", [64, 256, 8192])
+@pytest.mark.parametrize("stack_kib", [64, 256])
 def test_recursion_on_small_stacks_is_stopped_without_a_crash(
     python: Any, stack_kib: int
 ) -> None:
@@ -516,7 +516,7 @@ import ctypes, random, threading, ftbus
 choices = random.Random({seed})
 throw = ctypes.pythonapi.PyThreadState_SetAsyncExc
 class Shot(Exception): pass
-bus = ftbus.EventBus(workers=2, on_error=lambda e, k, h: None)
+bus = ftbus.EventBus(workers=2, queue_size=64, on_error=lambda e, k, h: None)
 handled = [0] * 5
 def handler(event, index):
     for _ in range(5):
@@ -527,35 +527,37 @@ stop = False
 shots_in = [0] * 3
 def work(index):
     while not stop:
-        try:
-            try:
-                while not stop:
-                    bus.emit("key", 1)
-                    bus.post("key", 1, partition=index)
-                    with bus.subscribe("other", print):
-                        pass
-                    bus.call("key")
-                    bus.once("key", lambda event: None)
-            except Shot:
-                shots_in[index] += 1
-            except ExceptionGroup as group:
-                assert group.subgroup(Shot)
-                shots_in[index] += 1
-        except Shot:
-            shots_in[index] += 1
-threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
-for thread in threads:
+        bus.emit("key", 1)
+        bus.post("key", 1, partition=index)
+        with bus.subscribe("other", print):
+            pass
+        bus.call("key")
+        bus.once("key", lambda event: None)
+def start(index):
+    thread = threading.Thread(target=work, args=(index,))
     thread.start()
+    return thread
+others = []  # that killed a thread
+def note(args):
+    error = args.exc_value
+    is_group = isinstance(error, ExceptionGroup) and error.subgroup(Shot)
+    if not is_group and not isinstance(error, Shot):
+        others.append(error)
+threading.excepthook = note
+threads = [start(index) for index in range(3)]
 pause = threading.Event()
+hits = 0
 for shot in range(300):
-    target = choices.choice(threads)
-    assert throw(ctypes.c_ulong(target.ident), ctypes.py_object(Shot)) == 1
+    index = choices.randrange(3)
+    hits += throw(ctypes.c_ulong(threads[index].ident), ctypes.py_object(Shot))
     pause.wait(choices.random() * 0.004)
+    if not threads[index].is_alive():
+        threads[index] = start(index)
 stop = True
 for thread in threads:
-    while thread.is_alive():
-        thread.join(0.1)
-assert all(shots_in), shots_in
+    thread.join()
+assert others == [], others
+assert hits > 200, hits
 assert bus.drain(30)
 stats = bus.stats()
 assert stats.posted == stats.delivered + stats.dropped + stats.rejected, stats
@@ -587,107 +589,106 @@ def quiet(args):
         sys.__unraisablehook__(args)
 sys.unraisablehook = quiet
 
-bus = ftbus.EventBus(workers=1, on_error=lambda e, k, h: None)
-number = 0
-seen = []
 class Event: pass
-def collect(event): seen.append(event)
-{prepare}
-bus.on("steady", lambda event: None)
-bus.post("steady")
-bus.drain()
-
-def once():
-    global number
-    number += 1
-    {use}
-
-once()
-gc.collect()
-gc.disable()
-failures = 0
-for first in range({positions}):
-    for _ in range(100):
-        list(range(1000, 1010))
-    _testcapi.set_nomemory(first, first + 1)
-    try:
-        once()
-    except MemoryError:
-        failures += 1
-    except RuntimeError as error:  # CPython's own
-        _testcapi.remove_mem_hooks()
-        assert str(error) == "can't allocate lock", error
-    except ExceptionGroup as group:
-        _testcapi.remove_mem_hooks()
-        assert group.subgroup(MemoryError), group
-        failures += 1
-    finally:
-        _testcapi.remove_mem_hooks()
-    # Still usable, and consistent:
-    seen.clear()
-    sub = bus.subscribe(("probe", first)[0], collect)
-    assert bus.emit("probe", first) == 1, first
-    assert sub.cancel(), first
-    assert seen == [first], first
-assert bus.drain(30)
-stats = bus.stats()
-assert stats.posted == stats.delivered + stats.dropped + stats.rejected, stats
-gc.enable()
-bus.close()
-del sub
-gc.collect()
-_core.reclaim()
-assert _core.live_handlers() == 0, _core.live_handlers()
-print(failures)
-"""
-
-
-@pytest.mark.thread_unsafe(reason="starts a process")
-@pytest.mark.parametrize(
-    "use",
-    [
-        'bus.subscribe(f"key{number}", lambda event: None).cancel()',
-        'bus.subscribe("key", lambda event: None); bus.off("key")',
-        'bus.once("key", collect); bus.emit("key", 1)',
-        "bus.on(Event, Weak.handle, weak=True); bus.off(Event)",
-        'bus.emit("steady", 1)',
-        'bus.emit(f"new{number}", 1)',
-        "bus.emit(Event())",
-        'emit_failing()',
-        'bus.emit("encoded", [number])',
-        'bus.topic(f"key{number}").emit(1)',
-        'ftbus.Key(f"key{number}").segments',
-        'bus.post("steady", number); bus.drain()',
-        'bus.post("steady", number, partition=number); bus.drain()',
-        'bus.post_many("steady", range(70)); bus.drain()',
-        "bus.stats()",
-        "ftbus.EventBus().close()",
-    ],
-    ids=lambda text: text[:40],
-)
-def test_allocation_failures_leave_the_bus_usable(
-    python: Any, use: str
-) -> None:
-    pytest.importorskip("_testcapi")
-    setup = """
 class Owner:
     def handle(self, event): pass
-Weak = Owner()
+owner = Owner()
+number = 0
+seen = []
+def collect(event): seen.append(event)
 def fail(event): raise ValueError
-bus.on("raises", fail)
 def emit_failing():
     try:
         bus.emit("raises", 1)
     except ExceptionGroup as group:
         if not group.subgroup(ValueError):
             raise
+
+bus = ftbus.EventBus(workers=1, codec="raw", on_error=lambda e, k, h: None)
+bus.on("raises", fail)
 bus.on("encoded", lambda event: None, encoded=True)
+bus.on("steady", lambda event: None)
+bus.post("steady")
+bus.drain()
+
+def sweep(once):
+    global number
+    once()
+    failures = 0
+    for first in range(50):
+        number += 1
+        _testcapi.set_nomemory(first, first + 1)
+        try:
+            once()
+        except MemoryError:
+            failures += 1
+        except RuntimeError as error:  # CPython's own
+            _testcapi.remove_mem_hooks()
+            assert str(error) == "can't allocate lock", error
+        except ExceptionGroup as group:
+            _testcapi.remove_mem_hooks()
+            # CPython 3.13 itself loses it when there is no memory for a traceback.
+            lost = "returned NULL without an exception"
+            assert group.subgroup(lambda e: isinstance(e, MemoryError) or lost in str(e))
+            failures += 1
+        finally:
+            _testcapi.remove_mem_hooks()
+        # Still usable, and consistent:
+        seen.clear()
+        probe = bus.subscribe("probe", collect)
+        assert bus.emit("probe", first) == 1, first
+        assert probe.cancel(), first
+        assert seen == [first], first
+    assert failures
+
+gc.collect()
+gc.disable()
+sweep(lambda: {use})
+gc.enable()
+assert bus.drain(30)
+stats = bus.stats()
+assert stats.posted == stats.delivered + stats.dropped + stats.rejected, stats
+bus.close()
+gc.collect()
+_core.reclaim()
+assert _core.live_handlers() == 0, _core.live_handlers()
 """
-    program = NOMEMORY.format(prepare=setup, use=use, positions=60)
-    done = python(program)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert int(done.stdout) >= 0
+
+
+@pytest.mark.thread_unsafe(reason="starts a process")
+@pytest.mark.parametrize(
+    "uses",
+    [
+        [
+            'bus.subscribe(f"key{number}", lambda event: None).cancel()',
+            'bus.on("key", lambda event: None), bus.off("key")',
+            'bus.once("key", collect), bus.emit("key", 1)',
+            "bus.on(Event, owner.handle, weak=True), bus.off(Event)",
+        ],
+        [
+            'bus.emit(f"new{number}", bytes(number))',
+            "bus.emit(Event())",
+            "emit_failing()",
+            'bus.emit("encoded", bytearray(8))',
+            'bus.topic(f"key{number}").emit(1)',
+        ],
+        [
+            'ftbus.Key(f"key{number}").segments',
+            'bus.post("steady", bytes(number)), bus.drain()',
+            'bus.post("steady", 1, partition=f"{number}"), bus.drain()',
+            'bus.post_many("steady", range(70)), bus.drain()',
+            'bus.call("steady", 1).result(30)',
+            "bus.stats()",
+            "ftbus.EventBus().close()",
+        ],
+    ],
+    ids=["subscribe", "emit", "post"],
+)
+def test_allocation_failures_leave_the_bus_usable(python: Any, uses: list[str]) -> None:
+    pytest.importorskip("_testcapi")
+    sweeps = "\n".join(f"sweep(lambda: ({use},))" for use in uses)
+    done = python(NOMEMORY.replace("sweep(lambda: {use})", sweeps))
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_foreign_threads_errors_do_not_mix() -> None:

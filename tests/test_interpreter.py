@@ -47,6 +47,11 @@ printf 'all:\\ninstall:\\n' > Makefile
 printf '\\tmkdir -p "$(DESTDIR)%s/bin"\\n' "$prefix" >> Makefile
 printf '\\tcp python "$(DESTDIR)%s/bin/python3.13"\\n' "$prefix" >> Makefile
 """
+UV_REQUESTS = {"ft": "3.13t", "gil": "3.13"}
+UV = """#!/bin/sh
+echo "$@" >> "$FTBUS_TEST/asked"
+case "$2" in find) echo "$FTBUS_TEST_PYTHON" ;; esac
+"""
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -133,6 +138,26 @@ def test_own_choice_is_taken_if_it_is_free_threaded(start: Start) -> None:
     else:
         assert (status, answer) == (1, "")
         assert told[0].endswith(" build, not a free-threaded one.")
+
+
+@pytest.mark.skipif(KIND not in UV_REQUESTS, reason="uv has no such builds")
+def test_uv_is_asked_before_anything_is_built(start: Start, tmp_path: Path) -> None:
+    uv = tmp_path / "bin" / "uv"
+    uv.write_text(UV)
+    uv.chmod(0o755)
+    assert finish(start("--kind", KIND))[:2] == (0, sys.executable)
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked == [
+        f"python {verb} {UV_REQUESTS[KIND]}" for verb in ("install", "find")
+    ]
+
+
+@pytest.mark.skipif(KIND not in UV_REQUESTS, reason="uv has no such builds")
+@pytest.mark.usefixtures("source")
+def test_uv_that_fails_is_no_obstacle(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "bin" / "uv").symlink_to(shutil.which("false") or "/bin/false")
+    assert finish(start("--kind", KIND))[0] == 0
+    assert builds(tmp_path) == 1
 
 
 def test_without_a_source_one_sentence_says_what_to_do(start: Start) -> None:

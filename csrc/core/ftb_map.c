@@ -5,6 +5,8 @@
  * 1. A slot goes 0 -> entry -> 1, and 1 -> entry in the same table only under the lock.
  *    A reader that probes past slot i saw an entry with another key or 1 there; a
  *    key's entry is never moved within a table, so it cannot be skipped by a move.
+ *    A slot goes 1 -> 0, under the lock, only while the slot after it is 0: then no key
+ *    is beyond it, and a key added later fills it first or starts beyond it.
  * 2. An entry is complete before the seq_cst store of its slot, whose reader loads it
  *    seq_cst (hence acquire): the key's bytes are visible.
  * 3. A reader that holds an old table may miss a key added to its successor. Its load
@@ -205,10 +207,27 @@ ftb_map_remove_locked(struct ftb_stripe *stripe, const struct ftb_keyview *view)
     return entry;
 }
 
-void
-ftb_map_trim_locked(struct ftb_stripe *stripe)
+/* Make the removed slots at the end of a hash's probe never used again. */
+static void
+removed_clear_locked(struct ftb_stripe *stripe, struct ftb_table *table, uint64_t hash)
 {
-    uint64_t slots_n = (uint64_t)ftb_load_relaxed(&stripe->table)->mask + 1; /* locked */
+    uint32_t i = (uint32_t)hash & table->mask;
+    while (ftb_load_relaxed(&table->slots[i]) != SLOT_EMPTY) { /* relaxed: locked */
+        i = (i + 1) & table->mask;
+    }
+    for (i = (i - 1) & table->mask; /* the slot after i is empty */
+         ftb_load_relaxed(&table->slots[i]) == SLOT_REMOVED; i = (i - 1) & table->mask) {
+        ftb_store_seq_cst(&table->slots[i], (uintptr_t)SLOT_EMPTY);
+        stripe->removed_n--;
+    }
+}
+
+void
+ftb_map_trim_locked(struct ftb_stripe *stripe, uint64_t hash)
+{
+    struct ftb_table *table = ftb_load_relaxed(&stripe->table); /* relaxed: locked */
+    uint64_t slots_n = (uint64_t)table->mask + 1;
+    removed_clear_locked(stripe, table, hash);
     if (slots_n > TRIM_MIN_SLOTS && (uint64_t)stripe->entries_n * 8 < slots_n) {
         enum ftb_result unchanged_without_memory = stripe_rehash_locked(stripe);
         (void)unchanged_without_memory;

@@ -71,10 +71,12 @@ ftb_map_add_locked(struct ftb_stripe *stripe, struct ftb_entry *entry);
 struct ftb_entry *
 ftb_map_remove_locked(struct ftb_stripe *stripe, const struct ftb_keyview *view);
 
-/* Rehash a stripe of more than 64 slots that is less than an eighth full, so that memory
- * and walks stay in proportion to what there is. Without memory nothing changes. */
+/* After a removal under that hash: clear removed slots that no probe has to pass, so that
+ * keys which come and go cause no rehash; and rehash a stripe of more than 64 slots that
+ * is less than an eighth full, so that memory and walks stay in proportion to what there
+ * is. Without memory for that it stays as it is. */
 void
-ftb_map_trim_locked(struct ftb_stripe *stripe);
+ftb_map_trim_locked(struct ftb_stripe *stripe, uint64_t hash);
 
 /* Empty the stripe: put a fresh table in the place of its own, which is returned for
  * ftb_table_each and ftb_table_retire. NULL: no memory, nothing changed. */

@@ -90,12 +90,8 @@ stripe_walk_locked(
 
 size_t
 ftb_map_walk(
-    struct ftb_map *map,
-    struct ftb_walk *walk,
-    size_t room,
-    size_t *room_needed,
-    void (*fn)(struct ftb_entry *entry, void *context),
-    void *context)
+    struct ftb_map *map, struct ftb_walk *walk, size_t room, size_t *room_needed,
+    void (*fn)(struct ftb_entry *entry, void *context), void *context)
 {
     size_t visited_n = 0;
     *room_needed = 0;
@@ -126,7 +122,8 @@ stripe_any_locked(struct ftb_stripe *stripe, uint32_t *slot_ix)
 }
 
 struct ftb_entry *
-ftb_map_any(struct ftb_map *map, ftb_atomic(uint64_t) *hint, struct ftb_stripe **stripe)
+ftb_map_any(
+    struct ftb_map *map, ftb_atomic(uint64_t) * hint, struct ftb_stripe **stripe)
 {
     uint64_t at = ftb_load_relaxed(hint); /* relaxed: any place will do */
     uint32_t stripe_ix = (uint32_t)(at >> 32), slot_ix = (uint32_t)at;

@@ -27,9 +27,10 @@
  *    modification order; every store to seq is a release by the one owner, so in each
  *    case (3) happens before the writer's scan (8), which sees p or what the owner put
  *    there later.
- * 4. If (8) sees NULL, or a later section's pointer, then (5) happened before it
- *    (release store, acquire load; a later (3) is sequenced after (5) and published by
- *    its own (4)): all the reader did with `old` happens before the free.
+ * 4. If (8) sees NULL, or what a later section put there, then (5) happened before it:
+ *    each store to a slot is a release, by one owner or by owners who handed the record
+ *    on (release, acquire of in_use), and (8) is an acquire. So all that the reader did
+ *    with `old` happens before the free.
  * 5. A thread that registers during the scan pushed its record (seq_cst) either before
  *    the scan read the list head (seq_cst): it is scanned; or after: then (6) < head
  *    read < push < (1) < (2), and it never had `old`.

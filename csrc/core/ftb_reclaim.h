@@ -107,8 +107,9 @@ ftb_section_leave(struct ftb_thread *thread, uint64_t odd)
 }
 
 /* (3) Take the next slot for `object`, inside a section, with thread->depth checked to
- * be under FTB_DEPTH_MAX. (4) publishes both stores to the scan; release is for
- * ftb_hazard_find, which may see the slot before (4) and looks into the object. */
+ * be under FTB_DEPTH_MAX. (4) publishes both stores to the scan. Release: a scan that sees
+ * the slot before (4) must know that its last user is done (point 4 of ftb_reclaim.c),
+ * and ftb_hazard_find looks into the object. */
 static inline void
 ftb_hazard_hold(struct ftb_thread *thread, const void *object)
 {

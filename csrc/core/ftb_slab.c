@@ -13,7 +13,7 @@ enum {
 
 struct cell {
     unsigned char room[FTB_SLAB_ROOM_BYTES - sizeof(void *)];
-    struct cell *next;      /* the owner's while in use; else guarded by slabs_lock */
+    struct cell *next;     /* the owner's while in use; else guarded by slabs_lock */
     struct ftb_slab *slab; /* written when the cell is first taken */
 };
 
@@ -27,7 +27,8 @@ struct ftb_slab {
 };
 
 _Static_assert(sizeof(struct cell) == FTB_SLAB_CELL_BYTES, "a cell is one line");
-_Static_assert(sizeof(struct ftb_slab) == FTB_SLAB_CELL_BYTES, "the header is one cell");
+_Static_assert(
+    sizeof(struct ftb_slab) == FTB_SLAB_CELL_BYTES, "the header is one cell");
 
 /* A thread's own cells; its owner only. */
 struct cache {

@@ -13,16 +13,13 @@
 #define FTB_SLAB_ROOM_BYTES (FTB_SLAB_CELL_BYTES - sizeof(void *))
 
 /* A cell, with whatever its last owner left in it. NULL: no memory. */
-FTB_MUST_USE void *
-ftb_slab_take(void);
+FTB_MUST_USE void *ftb_slab_take(void);
 
 /* Give a cell back; NULL is allowed. Memory returns to the system by slabs of 255 cells,
  * but for one empty slab that is kept in store. */
-void
-ftb_slab_give(void *cell);
+void ftb_slab_give(void *cell);
 
 /* What all slabs take from the system now. */
-size_t
-ftb_slab_bytes(void);
+size_t ftb_slab_bytes(void);
 
 #endif

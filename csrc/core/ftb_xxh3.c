@@ -16,7 +16,6 @@
 #define SECRET_BYTES 192
 #define STRIPE_BYTES 64
 #define STRIPES_PER_BLOCK ((SECRET_BYTES - STRIPE_BYTES) / 8)
-#define BLOCK_BYTES (STRIPES_PER_BLOCK * STRIPE_BYTES)
 
 /* The specification's default secret: random bytes, part of the algorithm. */
 static const uint8_t secret[SECRET_BYTES] = {
@@ -168,12 +167,11 @@ hash_long(const uint8_t *in, size_t len)
 {
     uint64_t acc[8] = {PRIME32_3, PRIME64_1, PRIME64_2, PRIME64_3,
                        PRIME64_4, PRIME32_2, PRIME64_5, PRIME32_1};
-    size_t blocks_n = (len - 1) / BLOCK_BYTES;
     size_t stripes_n = (len - 1) / STRIPE_BYTES;
     for (size_t i = 0; i < stripes_n; i++) {
         size_t in_block = i % STRIPES_PER_BLOCK;
         accumulate_stripe(acc, in + i * STRIPE_BYTES, secret + 8 * in_block);
-        if (in_block == STRIPES_PER_BLOCK - 1 && i / STRIPES_PER_BLOCK < blocks_n) {
+        if (in_block == STRIPES_PER_BLOCK - 1) { /* never the last, shorter block's */
             scramble(acc);
         }
     }

@@ -103,7 +103,8 @@ struct shared {
     void replace_thing()
     {
         table *in_table = ftb_load_relaxed(&link);
-        thing *old = ftb_exchange_seq_cst(&in_table->slot, thing_new(++made_n)); /* (6) */
+        thing *old =
+            ftb_exchange_seq_cst(&in_table->slot, thing_new(++made_n)); /* (6) */
         old->next_retired = retired;
         retired = old;
     }

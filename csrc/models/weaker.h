@@ -17,8 +17,7 @@
     atomic_exchange_explicit((p), (v), memory_order_acquire)
 #define ftb_exchange_release(p, v)                                                     \
     atomic_exchange_explicit((p), (v), memory_order_release)
-#define ftb_or_acq_rel(p, v)                                                           \
-    atomic_fetch_or_explicit((p), (v), memory_order_acq_rel)
+#define ftb_or_acq_rel(p, v) atomic_fetch_or_explicit((p), (v), memory_order_acq_rel)
 #endif
 
 #endif

@@ -4,6 +4,9 @@
 
 #include <Python.h>
 
+/* Import ftbus.errors; before all else here. 0 or -1. */
+int ftb_errors_ready(void);
+
 /* A new reference to ftbus.errors.<name>, or NULL with an exception set. */
 PyObject *ftb_error_type(const char *name);
 

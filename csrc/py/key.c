@@ -134,12 +134,13 @@ static void
 interned_remove(PyObject *value)
 {
     PyMutex_Lock(&intern_lock);
-    PyObject *successor = interned_get(value);
-    if (successor == NULL && PyDict_Pop(interned, value, NULL) < 0) {
-        PyErr_WriteUnraisable(NULL);
+    PyObject *successor = interned_get(value), *weak = NULL;
+    if (successor == NULL && PyDict_Pop(interned, value, &weak) < 0) {
+        PyErr_Clear(); /* no memory: the dead reference stays until the next such Key */
     }
     PyMutex_Unlock(&intern_lock);
     Py_XDECREF(successor);
+    Py_XDECREF(weak);
 }
 
 void
@@ -271,20 +272,36 @@ key_value(PyObject *self, void *unused)
     return Py_NewRef(((KeyObject *)self)->value);
 }
 
+/* The parts of a str between its dots. Not str.split: the list it makes is freed wrongly
+ * by 3.13t if the memory for its items cannot be had. */
+static PyObject *
+split_at_dots(PyObject *text)
+{
+    Py_ssize_t len = PyUnicode_GET_LENGTH(text), parts_n = 1;
+    for (Py_ssize_t i = 0; i < len; i++) {
+        parts_n += PyUnicode_READ_CHAR(text, i) == '.';
+    }
+    PyObject *parts = PyTuple_New(parts_n);
+    Py_ssize_t start = 0;
+    for (Py_ssize_t i = 0; i < parts_n && parts != NULL; i++) {
+        Py_ssize_t dot = PyUnicode_FindChar(text, '.', start, len, 1);
+        PyObject *part = PyUnicode_Substring(text, start, dot < 0 ? len : dot);
+        if (part == NULL) {
+            Py_CLEAR(parts);
+            break;
+        }
+        PyTuple_SET_ITEM(parts, i, part);
+        start = dot + 1;
+    }
+    return parts;
+}
+
 static PyObject *
 key_segments(PyObject *self, void *unused)
 {
     (void)unused;
     PyObject *value = ((KeyObject *)self)->value;
-    if (!PyUnicode_CheckExact(value)) {
-        return PyTuple_Pack(1, value);
-    }
-    PyObject *dot = PyUnicode_FromString(".");
-    PyObject *list = dot != NULL ? PyUnicode_Split(value, dot, -1) : NULL;
-    Py_XDECREF(dot);
-    PyObject *segments = list != NULL ? PyList_AsTuple(list) : NULL;
-    Py_XDECREF(list);
-    return segments;
+    return PyUnicode_CheckExact(value) ? split_at_dots(value) : PyTuple_Pack(1, value);
 }
 
 static PyObject *

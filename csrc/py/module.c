@@ -3,6 +3,7 @@
 
 #include "buffer.h"
 #include "bus.h"
+#include "errors.h"
 #include "key.h"
 #include "striped_map.h"
 
@@ -27,7 +28,7 @@ reclaim(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
-    return PyLong_FromSize_t(ftb_reclaim());
+    return PyLong_FromSize_t(map_drop_waiting() + ftb_reclaim());
 }
 
 static PyMethodDef module_methods[] = {
@@ -53,7 +54,7 @@ module_exec(PyObject *module)
             return -1;
         }
     }
-    if (ftb_key_type_ready(module) < 0 || ftb_claim_type_ready(module) < 0
+    if (ftb_errors_ready() < 0 || ftb_key_type_ready(module) < 0 || ftb_claim_type_ready(module) < 0
         || ftb_buffer_types_ready(module) < 0
         || ftb_striped_map_type_ready(module) < 0) {
         return -1;

@@ -3,7 +3,7 @@
 
 #include <unistd.h>
 
-enum { STRIPES_MIN = 16, STRIPES_MAX = 256, STRIPES_PER_CORE = 4 };
+enum { STRIPES_MIN = 32, STRIPES_MAX = 256, STRIPES_PER_CORE = 8 };
 
 /* Writers of different keys rarely meet when there are several stripes per core. */
 static uint32_t
@@ -86,8 +86,8 @@ striped_map_dealloc(PyObject *op)
 {
     StripedMapObject *self = (StripedMapObject *)op;
     PyObject_GC_UnTrack(op);
-    Py_TRASHCAN_BEGIN(op, striped_map_dealloc)
-    if (self->weakrefs != NULL) {
+    Py_TRASHCAN_BEGIN(op, striped_map_dealloc) if (self->weakrefs != NULL)
+    {
         PyObject_ClearWeakRefs(op);
     }
     if (self->map.stripes_n > 0) { /* nobody has the map: no locks, no grace period */
@@ -101,6 +101,7 @@ striped_map_dealloc(PyObject *op)
 static Py_ssize_t
 striped_map_length(PyObject *op)
 {
+    map_drop_waiting();
     return (Py_ssize_t)ftb_map_len(&((StripedMapObject *)op)->map);
 }
 
@@ -134,12 +135,7 @@ striped_map_ass_subscript(PyObject *op, PyObject *key, PyObject *value)
 static int
 striped_map_contains(PyObject *op, PyObject *key)
 {
-    PyObject *value;
-    int found = map_read((StripedMapObject *)op, key, &value);
-    if (found > 0) {
-        Py_DECREF(value);
-    }
-    return found;
+    return map_has((StripedMapObject *)op, key);
 }
 
 static PyObject *

@@ -1,7 +1,7 @@
 /* StripedMap: compact keys to any object, for many threads.
  *
  * Readers and the replacement of a value take no lock: a value is one atomic word of its
- * entry, and goes from NULL-less to NULL once, when the entry is removed. Adding and
+ * entry, which becomes NULL, for good, when the entry is removed. Adding and
  * removing entries takes the stripe's lock. A reader takes its reference inside a
  * reclamation section; a writer that unlinked a value drops it after a grace period
  * (striped_map_drop.c, docs/adr/0004). No Python code runs under a lock or inside a
@@ -30,8 +30,7 @@ struct map_entry {
 _Static_assert(sizeof(struct map_entry) == FTB_SLAB_CELL_BYTES, "an entry is one cell");
 
 typedef struct {
-    PyObject_HEAD
-    PyObject *weakrefs;
+    PyObject_HEAD PyObject *weakrefs;
     ftb_atomic(uint64_t) any_hint; /* see ftb_map_any; written by popitem */
     /* Threads that share the object write its reference count, and all read `map`. */
     char apart[FTB_LINE];
@@ -42,14 +41,14 @@ extern PyTypeObject ftb_striped_map_type;
 extern PyTypeObject ftb_striped_map_iter_type;
 
 /* Add the type to the module. 0, or -1 with an exception set. */
-int
-ftb_striped_map_type_ready(PyObject *module);
+int ftb_striped_map_type_ready(PyObject *module);
 
 /* Field by field: a view that is returned as a whole is written in parts and read back at
  * once, for which the processor waits (10 ns, a third of a look-up). */
 static inline void
 map_view_set(
-    struct ftb_keyview *view, enum ftb_key_kind kind, const void *data, size_t len_bytes)
+    struct ftb_keyview *view, enum ftb_key_kind kind, const void *data,
+    size_t len_bytes)
 {
     view->hash = ftb_xxh3_64(data, len_bytes);
     view->data = data;
@@ -62,7 +61,8 @@ map_view_set(
 static inline int
 map_key(PyObject *object, struct ftb_object_key *key)
 {
-    if (FTB_LIKELY(PyUnicode_CheckExact(object) && PyUnicode_IS_COMPACT_ASCII(object))) {
+    if (FTB_LIKELY(
+            PyUnicode_CheckExact(object) && PyUnicode_IS_COMPACT_ASCII(object))) {
         size_t len_bytes = (size_t)PyUnicode_GET_LENGTH(object);
         if (FTB_LIKELY(len_bytes <= UINT32_MAX)) {
             map_view_set(&key->view, FTB_KEY_STR, PyUnicode_DATA(object), len_bytes);
@@ -97,58 +97,54 @@ map_find(StripedMapObject *self, const struct ftb_keyview *view)
 }
 
 /* 1 and a new reference in *value, 0 if the key is not there, -1 with an exception. */
-int
-map_read(StripedMapObject *self, PyObject *key, PyObject **value);
+int map_read(StripedMapObject *self, PyObject *key, PyObject **value);
+
+/* 1 if the key is there, 0 if not, -1 with an exception. Takes no reference. */
+int map_has(StripedMapObject *self, PyObject *key);
 
 /* Give the key a value, which it may have already. 0, or -1 with an exception. */
-int
-map_write(StripedMapObject *self, PyObject *key, PyObject *value);
+int map_write(StripedMapObject *self, PyObject *key, PyObject *value);
 
 /* Give the key a value if it has none. 1: done; 0: it has one; -1: exception. */
-int
-map_add(StripedMapObject *self, PyObject *key, PyObject *value);
+int map_add(StripedMapObject *self, PyObject *key, PyObject *value);
 
 /* Give the key a value if it has `expected`, which the caller holds. 1 done, 0 not, -1. */
 int
 map_swap(StripedMapObject *self, PyObject *key, PyObject *expected, PyObject *value);
 
 /* Remove a key. 1 and the caller's reference in *value, 0 if it is not there, -1. */
-int
-map_remove(StripedMapObject *self, PyObject *key, PyObject **value);
+int map_remove(StripedMapObject *self, PyObject *key, PyObject **value);
 
 /* Remove some key. 1 and the caller's references, 0 if there is none, -1. */
-int
-map_remove_any(StripedMapObject *self, PyObject **key, PyObject **value);
+int map_remove_any(StripedMapObject *self, PyObject **key, PyObject **value);
 
 /* Remove what is there. 0, or -1 with MemoryError set and some of it left. */
-int
-map_remove_all(StripedMapObject *self);
+int map_remove_all(StripedMapObject *self);
 
 /* Raise KeyError(key); returns NULL. */
-PyObject *
-map_raise_missing(PyObject *key);
+PyObject *map_raise_missing(PyObject *key);
 
 /* An entry with references of its own, not yet in a map; NULL with MemoryError set. */
 struct map_entry *
 map_entry_new(const struct ftb_keyview *view, PyObject *key, PyObject *value);
 
 /* Free the memory of an entry; its references are the caller's. */
-void
-map_entry_free(struct map_entry *entry);
+void map_entry_free(struct map_entry *entry);
 
 /* Drop what the caller has just unlinked by seq_cst stores, as soon as no reader can be
  * about to take a reference: the map's reference to a value, and the memory of an entry
  * (NULL: none). */
-void
-map_drop(PyObject *value, struct map_entry *entry);
+void map_drop(PyObject *value, struct map_entry *entry);
 
 /* The same, but the reference to the value becomes the caller's. Returns the value. */
-PyObject *
-map_drop_entry(PyObject *value, struct map_entry *entry);
+PyObject *map_drop_entry(PyObject *value, struct map_entry *entry);
+
+/* Drop what waited for readers and need not any more. Returns how many batches still do;
+ * costs a load where there are none, the usual case. */
+size_t map_drop_waiting(void);
 
 /* Return when no reader can be about to take a reference to what was unlinked before. */
-void
-map_wait_for_readers(void);
+void map_wait_for_readers(void);
 
 /* striped_map_methods.c */
 extern PyMethodDef striped_map_methods[];
@@ -156,7 +152,6 @@ extern PyMethodDef striped_map_methods[];
 /* striped_map_iter.c: what an iterator yields. */
 enum map_iter_kind { MAP_ITER_KEYS, MAP_ITER_VALUES, MAP_ITER_ITEMS };
 
-PyObject *
-map_iter_new(StripedMapObject *map, enum map_iter_kind kind);
+PyObject *map_iter_new(StripedMapObject *map, enum map_iter_kind kind);
 
 #endif

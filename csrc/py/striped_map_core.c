@@ -67,10 +67,25 @@ map_read(StripedMapObject *self, PyObject *key, PyObject **value)
     uint64_t odd = ftb_section_enter(thread); /* (1) */
     struct map_entry *entry = map_find(self, &object_key.view);
     PyObject *found = entry != NULL ? ftb_load_seq_cst(&entry->value) : NULL; /* (2) */
-    Py_XINCREF(found); /* no user code, and nothing that blocks */
+    Py_XINCREF(found);              /* no user code, and nothing that blocks */
     ftb_section_leave(thread, odd); /* (4) */
     *value = found;
     return found != NULL;
+}
+
+int
+map_has(StripedMapObject *self, PyObject *key)
+{
+    struct ftb_object_key object_key;
+    struct ftb_thread *thread = map_thread();
+    if (thread == NULL || map_key(key, &object_key) < 0) {
+        return -1;
+    }
+    uint64_t odd = ftb_section_enter(thread);
+    struct map_entry *entry = map_find(self, &object_key.view);
+    bool has_value = entry != NULL && ftb_load_seq_cst(&entry->value) != NULL;
+    ftb_section_leave(thread, odd);
+    return has_value;
 }
 
 /* Put `value` (stolen if so) in the place of whatever the key has, which is returned;
@@ -101,7 +116,8 @@ has_rehashed(struct ftb_stripe *stripe, const struct ftb_table *table)
 
 /* 1 added (the entry is the map's), 0 the key is there, -1 no memory: no exception. */
 static int
-entry_add(StripedMapObject *self, const struct ftb_keyview *view, struct map_entry *entry)
+entry_add(
+    StripedMapObject *self, const struct ftb_keyview *view, struct map_entry *entry)
 {
     int added = 0;
     struct ftb_stripe *stripe = ftb_map_lock(&self->map, view->hash);
@@ -122,6 +138,7 @@ view_add(
     StripedMapObject *self, const struct ftb_keyview *view, PyObject *key,
     PyObject *value)
 {
+    map_drop_waiting();
     struct map_entry *entry = map_entry_new(view, key, value);
     if (entry == NULL) {
         return -1;
@@ -158,8 +175,8 @@ map_write(StripedMapObject *self, PyObject *key, PyObject *value)
     }
     int added = 0;
     while (added == 0) { /* others may add and remove the key in between */
-        PyObject *old
-            = value_exchange(self, thread, &object_key.view, Py_NewRef(value));
+        PyObject *old =
+            value_exchange(self, thread, &object_key.view, Py_NewRef(value));
         if (old != NULL) {
             map_drop(old, NULL);
             return 0;
@@ -202,7 +219,7 @@ entry_removed_unlock(
     PyObject **key)
 {
     PyObject *value = ftb_exchange_seq_cst(&entry->value, (PyObject *)NULL); /* (6) */
-    ftb_map_trim_locked(stripe);
+    ftb_map_trim_locked(stripe, entry->entry.key.hash);
     bool rehashed = has_rehashed(stripe, table);
     ftb_map_unlock(stripe);
     if (rehashed) {
@@ -247,8 +264,8 @@ map_remove_any(StripedMapObject *self, PyObject **key, PyObject **value)
     struct ftb_table *table = ftb_load_relaxed(&stripe->table); /* relaxed: locked */
     struct ftb_keyview view = ftb_key_view(&entry->key);
     ftb_map_remove_locked(stripe, &view);
-    *value = entry_removed_unlock(
-        stripe, table, (struct map_entry *)(void *)entry, key);
+    *value =
+        entry_removed_unlock(stripe, table, (struct map_entry *)(void *)entry, key);
     return 1;
 }
 
@@ -283,6 +300,7 @@ map_remove_all(StripedMapObject *self)
             ftb_table_retire(table);
         }
     }
+    map_drop_waiting();
     ftb_reclaim();
     return 0;
 }

@@ -1,27 +1,32 @@
 /* When the reference to an unlinked value is dropped.
  *
  *   reader                                  writer
- *   (1) open section         seq_cst        (6) unlink the value    seq_cst
- *   (2) value := entry.value seq_cst        (7) read every seq      seq_cst
- *       take a reference                        odd: wait for a change, or retire
- *   (4) close section        release            drop the map's reference
+ *   (1) open section         seq_cst        (6) unlink the value      seq_cst
+ *   (2) value := entry.value seq_cst        (7) read every seq        seq_cst
+ *       take a reference                        odd: wait until it differs
+ *   (4) close section        release        (8) drop the map's reference
  *
  * By points 1 to 3 and 5 of ftb_reclaim.c, a reader that got the value at (2) has closed
- * that section before the writer drops the map's reference, so the count was not zero
- * when the reader raised it. No hazard slot is needed: the reference takes its place.
+ * that section before (8), so the count was not zero when the reader raised it. No hazard
+ * slot is needed: the reference takes its place.
  *
- * (7) costs the writer a cache miss for each thread that is busy in sections, so values
- * whose end nobody can notice wait in a small batch of the thread's own. All others are
- * dropped before the method returns: what they hold may be a file or a socket. */
+ * The wait at (7) is short unless a reader lost its core inside its section. Then the
+ * writer notes which sections it waits for and goes on; whoever drops something next
+ * looks whether they are closed. Sections opened since do not matter, so this ends soon
+ * even when there are more threads than cores and some reader is always preempted.
+ *
+ * (7) costs a cache miss for each thread that is busy in sections, so values whose end
+ * nobody can notice wait in a small batch of the thread's own. All others are dropped
+ * before the method returns: what they hold may be a file or a socket. */
 #include <pthread.h>
+#include <sched.h>
 
 #include "striped_map.h"
 
 enum {
-    LIMBO_ITEMS = 32,
+    BATCH_ITEMS = 32,
     SILENT_BYTES_MAX = 512, /* a batch of longer ones would be noticed as memory */
-    FEW_THREADS = 16,       /* (7) asks so many threads for every value dropped */
-    MANY_THREADS_SKIP = 15, /* with more, and busy ones, for every 16th */
+    SECTION_SPINS = 100,    /* a section lasts tens of nanoseconds, so does a turn */
 };
 
 struct unlinked {
@@ -29,61 +34,39 @@ struct unlinked {
     struct map_entry *entry; /* NULL: the key has another value now */
 };
 
-/* Unlinked and not yet dropped. Its thread's own, until it is retired as a whole. */
-struct limbo {
-    struct ftb_retired retired;
-    uint32_t items_n;
-    struct unlinked items[LIMBO_ITEMS];
+/* An open section that a batch waits for. */
+struct blocker {
+    struct ftb_thread *thread; /* records are never freed */
+    uint64_t seq;
 };
 
-static FTB_TLS struct limbo *limbo_local = NULL;
-/* What this thread's last scan saw, and how many values it may pass over before the next
- * one. */
-static FTB_TLS uint64_t seen_sum_local = 0;
-static FTB_TLS uint32_t skip_local = 0;
+/* Unlinked and not yet dropped. */
+struct batch {
+    struct batch *next;       /* guarded by waiting_lock */
+    struct blocker *blockers; /* likewise, and the two numbers */
+    uint32_t blockers_n, blockers_capacity;
+    uint32_t items_n;
+    struct unlinked items[];
+};
 
-static pthread_once_t exit_hook_once = PTHREAD_ONCE_INIT;
+/* Values of no consequence; full, it is scanned for and dropped. Its thread's own. */
+static FTB_TLS struct batch *silent_local = NULL;
+
+static pthread_once_t hooks_once = PTHREAD_ONCE_INIT;
 static pthread_key_t exit_hook;
-static bool has_exit_hook = false; /* written once, under exit_hook_once */
+static bool has_exit_hook = false; /* written once, under hooks_once */
 
-/* Limbos that wait for ftb_reclaim with values that somebody may miss. Written by any
- * thread, rarely. */
+/* Batches whose sections are noted, the oldest first. A leaf lock. */
+static pthread_mutex_t waiting_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct batch *waiting_first = NULL;
+static struct batch **waiting_end = &waiting_first;
+/* Written under waiting_lock; read by anyone. */
 static ftb_atomic(size_t) waiting_n = 0;
 
-struct scan {
-    uint64_t sum; /* of the sections counted, this thread's own not */
-    uint32_t threads_n;
-    bool is_closed;
-};
-
-static void
-note_section(struct ftb_thread *thread, void *context)
+static struct batch *
+batch_new(size_t items_n)
 {
-    struct scan *scan = context;
-    if (thread != ftb_thread_local) {
-        scan->is_closed = scan->is_closed && ftb__section_is_closed(thread);
-        scan->sum += ftb_load_relaxed(&thread->seq); /* relaxed: a rough count */
-    }
-    scan->threads_n++;
-}
-
-/* (7): true if every section that was open is closed. */
-static bool
-sections_closed(void)
-{
-    struct scan scan = {0, 0, true};
-    ftb_thread_each(note_section, &scan);
-    bool are_busy = scan.sum != seen_sum_local;
-    seen_sum_local = scan.sum;
-    skip_local = are_busy && scan.threads_n > FEW_THREADS ? MANY_THREADS_SKIP : 0;
-    return scan.is_closed;
-}
-
-void
-map_wait_for_readers(void)
-{
-    while (!sections_closed()) { /* yields: a reader has lost its core inside a section */
-    }
+    return ftb_alloc(sizeof(struct batch) + items_n * sizeof(struct unlinked));
 }
 
 static void
@@ -94,95 +77,219 @@ unlinked_drop(const struct unlinked *item)
 }
 
 static void
-limbo_drop(struct limbo *limbo)
+batch_drop(struct batch *batch)
 {
-    for (uint32_t i = 0; i < limbo->items_n; i++) {
-        unlinked_drop(&limbo->items[i]);
+    for (uint32_t i = 0; i < batch->items_n; i++) {
+        unlinked_drop(&batch->items[i]);
     }
-    limbo->items_n = 0;
+    batch->items_n = 0;
+}
+
+static bool
+blocker_is_gone(const struct blocker *blocker)
+{
+    return ftb_load_seq_cst(&blocker->thread->seq) != blocker->seq; /* (7) */
+}
+
+static bool
+blocker_outlasts_spin(const struct blocker *blocker)
+{
+    for (int spins = 0; spins < SECTION_SPINS; spins++) {
+        if (blocker_is_gone(blocker)) {
+            return false;
+        }
+        ftb_relax();
+    }
+    return true;
+}
+
+/* Wait as long as it takes; the yields let the section's owner have a core. */
+static void
+blocker_wait(const struct blocker *blocker)
+{
+    while (!blocker_is_gone(blocker)) {
+        sched_yield();
+    }
 }
 
 static void
-silent_limbo_free(struct ftb_retired *retired)
+blocker_add(struct batch *batch, const struct blocker *blocker)
 {
-    limbo_drop((struct limbo *)(void *)retired);
-    ftb_free(retired);
+    if (batch->blockers_n == batch->blockers_capacity) {
+        uint32_t capacity = batch->blockers_capacity * 2 + 4;
+        struct blocker *grown = ftb_alloc(capacity * sizeof *grown);
+        if (grown == NULL) {
+            blocker_wait(blocker);
+            return;
+        }
+        if (batch->blockers_n > 0) {
+            memcpy(grown, batch->blockers, batch->blockers_n * sizeof *grown);
+        }
+        ftb_free(batch->blockers);
+        batch->blockers = grown;
+        batch->blockers_capacity = capacity;
+    }
+    batch->blockers[batch->blockers_n++] = *blocker;
+}
+
+struct scan {
+    struct batch *batch; /* gets the blockers; NULL: made when there is one */
+    size_t items_n;      /* the room in a batch that is made */
+    bool waits;          /* for each blocker, instead */
+};
+
+static void
+note_section(struct ftb_thread *thread, void *context)
+{
+    struct scan *scan = context;
+    struct blocker blocker = {thread, ftb_load_seq_cst(&thread->seq)}; /* (7) */
+    if ((blocker.seq & 1) == 0 || !blocker_outlasts_spin(&blocker)) {
+        return;
+    }
+    if (scan->batch == NULL && !scan->waits) {
+        scan->batch = batch_new(scan->items_n);
+        scan->waits = scan->batch == NULL;
+    }
+    if (scan->waits) {
+        blocker_wait(&blocker);
+    } else {
+        blocker_add(scan->batch, &blocker);
+    }
+}
+
+void
+map_wait_for_readers(void)
+{
+    struct scan scan = {NULL, 0, true};
+    ftb_thread_each(note_section, &scan);
+}
+
+/* The oldest batch, if its sections are closed, taken off the list; else NULL. */
+static struct batch *
+waiting_take_locked(void)
+{
+    struct batch *batch = waiting_first;
+    if (batch == NULL) {
+        return NULL;
+    }
+    while (batch->blockers_n > 0
+           && blocker_is_gone(&batch->blockers[batch->blockers_n - 1])) {
+        batch->blockers_n--;
+    }
+    if (batch->blockers_n > 0) {
+        return NULL;
+    }
+    waiting_first = batch->next;
+    if (waiting_first == NULL) {
+        waiting_end = &waiting_first;
+    }
+    ftb_store_relaxed(&waiting_n, ftb_load_relaxed(&waiting_n) - 1); /* locked */
+    return batch;
+}
+
+size_t
+map_drop_waiting(void)
+{
+    struct batch *batch = NULL;
+    while (ftb_load_relaxed(&waiting_n) > 0 /* relaxed: what is missed has time */
+           && pthread_mutex_trylock(&waiting_lock) == 0) {
+        batch = waiting_take_locked();
+        pthread_mutex_unlock(&waiting_lock);
+        if (batch == NULL) {
+            break;
+        }
+        batch_drop(batch); /* unlocked: finalizers may run */
+        ftb_free(batch->blockers);
+        ftb_free(batch);
+    }
+    return ftb_load_relaxed(&waiting_n); /* relaxed: a count to look at */
 }
 
 static void
-awaited_limbo_free(struct ftb_retired *retired)
+waiting_add(struct batch *batch)
 {
-    ftb_sub_relaxed(&waiting_n, 1); /* relaxed: only asks for a reclaim, some time */
-    silent_limbo_free(retired);
+    pthread_mutex_lock(&waiting_lock);
+    batch->next = NULL;
+    *waiting_end = batch;
+    waiting_end = &batch->next;
+    ftb_store_relaxed(&waiting_n, ftb_load_relaxed(&waiting_n) + 1); /* locked */
+    pthread_mutex_unlock(&waiting_lock);
 }
 
+/* Without Python, so nothing is dropped here: whoever looks next does that. */
 static void
 thread_exit(void *value)
 {
-    struct limbo *limbo = value;
-    limbo_local = NULL;
-    ftb_retire(&limbo->retired, limbo, silent_limbo_free);
-}
-
-static void
-exit_hook_init(void)
-{
-    has_exit_hook = pthread_key_create(&exit_hook, thread_exit) == 0;
-}
-
-/* Make the limbo, or NULL, this thread's own. */
-static void
-limbo_set_local(struct limbo *limbo)
-{
-    limbo_local = limbo;
-    pthread_setspecific(exit_hook, limbo); /* of NULL, or again: does not fail */
-}
-
-/* This thread's limbo, made on first use. NULL: no memory, or no keys left. */
-static FTB_NOINLINE struct limbo *
-limbo_new_local(void)
-{
-    pthread_once(&exit_hook_once, exit_hook_init);
-    struct limbo *limbo = has_exit_hook ? ftb_alloc(sizeof *limbo) : NULL;
-    if (limbo != NULL && pthread_setspecific(exit_hook, limbo) != 0) {
-        ftb_free(limbo);
-        limbo = NULL;
-    }
-    limbo_local = limbo;
-    return limbo;
-}
-
-static void
-drop_after_wait(const struct unlinked *item)
-{
-    map_wait_for_readers();
-    unlinked_drop(item);
-}
-
-/* Drop what waits here; no user code runs. */
-static FTB_NOINLINE void
-limbo_flush_local(void)
-{
-    struct limbo *limbo = limbo_local;
-    if (sections_closed()) {
-        limbo_drop(limbo);
+    struct scan scan = {value, 0, false};
+    silent_local = NULL;
+    if (scan.batch->items_n == 0) {
+        ftb_free(scan.batch);
         return;
     }
-    limbo_set_local(NULL);
-    ftb_retire(&limbo->retired, limbo, silent_limbo_free);
+    ftb_thread_each(note_section, &scan);
+    waiting_add(scan.batch);
+}
+
+static void
+lock_for_fork(void)
+{
+    pthread_mutex_lock(&waiting_lock);
+}
+
+static void
+unlock_after_fork(void)
+{
+    pthread_mutex_unlock(&waiting_lock);
+}
+
+/* A fork waits until the list is whole, so that its child can use it. */
+static void
+hooks_init(void)
+{
+    has_exit_hook = pthread_key_create(&exit_hook, thread_exit) == 0;
+    pthread_atfork(lock_for_fork, unlock_after_fork, unlock_after_fork);
+}
+
+/* This thread's batch, made on first use. NULL: no memory, or no keys left. */
+static FTB_NOINLINE struct batch *
+silent_new_local(void)
+{
+    pthread_once(&hooks_once, hooks_init);
+    struct batch *batch = has_exit_hook ? batch_new(BATCH_ITEMS) : NULL;
+    if (batch != NULL && pthread_setspecific(exit_hook, batch) != 0) {
+        ftb_free(batch);
+        batch = NULL;
+    }
+    silent_local = batch;
+    return batch;
+}
+
+static FTB_NOINLINE void
+silent_flush_local(void)
+{
+    struct scan scan = {silent_local, 0, false};
+    ftb_thread_each(note_section, &scan);
+    if (scan.batch->blockers_n == 0) {
+        batch_drop(scan.batch); /* no user code runs, so it is still this thread's */
+        return;
+    }
+    silent_local = NULL;
+    pthread_setspecific(exit_hook, NULL); /* of NULL: does not fail */
+    waiting_add(scan.batch);
 }
 
 static void
 drop_silently(const struct unlinked *item)
 {
-    struct limbo *limbo = limbo_local != NULL ? limbo_local : limbo_new_local();
-    if (FTB_UNLIKELY(limbo == NULL)) {
-        drop_after_wait(item);
+    struct batch *batch = silent_local != NULL ? silent_local : silent_new_local();
+    if (FTB_UNLIKELY(batch == NULL)) {
+        map_wait_for_readers();
+        unlinked_drop(item);
         return;
     }
-    limbo->items[limbo->items_n++] = *item;
-    if (FTB_UNLIKELY(limbo->items_n == LIMBO_ITEMS)) {
-        limbo_flush_local();
+    batch->items[batch->items_n++] = *item;
+    if (FTB_UNLIKELY(batch->items_n == BATCH_ITEMS)) {
+        silent_flush_local();
     }
 }
 
@@ -206,33 +313,22 @@ is_silent(PyObject *value)
     return PyFloat_CheckExact(value);
 }
 
-/* True if the caller may drop what it unlinked; else it is given to limbo_retire. */
-static bool
-is_droppable(void)
+/* NULL if the caller may drop what it unlinked; else a batch that has to wait, for it. */
+static struct batch *
+batch_if_blocked(void)
 {
-    if (FTB_UNLIKELY(skip_local > 0)) {
-        skip_local--;
-        return false;
-    }
-    bool is_closed = sections_closed();
-    if (is_closed && FTB_UNLIKELY(ftb_load_relaxed(&waiting_n) > 0)) { /* see above */
-        ftb_reclaim();
-    }
-    return is_closed;
+    struct scan scan = {NULL, 1, false};
+    ftb_thread_each(note_section, &scan);
+    map_drop_waiting();
+    return scan.batch;
 }
 
 static FTB_NOINLINE void
-limbo_retire(const struct unlinked *item)
+drop_later(struct batch *batch, const struct unlinked *item)
 {
-    struct limbo *limbo = ftb_alloc(offsetof(struct limbo, items) + sizeof *item);
-    if (limbo == NULL) {
-        drop_after_wait(item);
-        return;
-    }
-    limbo->items[0] = *item;
-    limbo->items_n = 1;
-    ftb_add_relaxed(&waiting_n, 1); /* relaxed: likewise */
-    ftb_retire(&limbo->retired, limbo, awaited_limbo_free);
+    batch->items[0] = *item;
+    batch->items_n = 1;
+    waiting_add(batch);
 }
 
 void
@@ -243,10 +339,13 @@ map_drop(PyObject *value, struct map_entry *entry)
         if (entry != NULL || !ftb_is_immortal(value)) {
             drop_silently(&item);
         }
-    } else if (FTB_LIKELY(is_droppable())) {
+        return;
+    }
+    struct batch *batch = batch_if_blocked();
+    if (FTB_LIKELY(batch == NULL)) {
         unlinked_drop(&item);
     } else {
-        limbo_retire(&item);
+        drop_later(batch, &item);
     }
 }
 
@@ -257,11 +356,14 @@ map_drop_entry(PyObject *value, struct map_entry *entry)
     if (is_silent(value)) {
         Py_INCREF(value);
         drop_silently(&item);
-    } else if (FTB_LIKELY(is_droppable())) {
+        return value;
+    }
+    struct batch *batch = batch_if_blocked();
+    if (FTB_LIKELY(batch == NULL)) {
         map_entry_free(entry);
     } else {
         Py_INCREF(value);
-        limbo_retire(&item);
+        drop_later(batch, &item);
     }
     return value;
 }

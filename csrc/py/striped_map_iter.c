@@ -13,8 +13,7 @@ struct map_item {
 };
 
 typedef struct {
-    PyObject_HEAD
-    StripedMapObject *map; /* strong; NULL at the end */
+    PyObject_HEAD StripedMapObject *map; /* strong; NULL at the end */
     enum map_iter_kind kind;
     struct ftb_walk walk;
     size_t next_ix, items_n, capacity;
@@ -174,6 +173,7 @@ map_iter_dealloc(PyObject *op)
 PyObject *
 map_iter_new(StripedMapObject *map, enum map_iter_kind kind)
 {
+    map_drop_waiting();
     MapIterObject *self = PyObject_GC_New(MapIterObject, &ftb_striped_map_iter_type);
     if (self == NULL) {
         return NULL;

@@ -17,11 +17,10 @@ check_nargs(const char *method, Py_ssize_t nargs, Py_ssize_t least, Py_ssize_t m
 }
 
 PyDoc_STRVAR(
-    get_doc,
-    "get($self, key, default=None, /)\n--\n\n"
-    "Return the value of the key, or the default if it is not there.\n"
-    "\n"
-    "Takes no lock. Raises UnsupportedKeyError.");
+    get_doc, "get($self, key, default=None, /)\n--\n\n"
+             "Return the value of the key, or the default if it is not there.\n"
+             "\n"
+             "Takes no lock. Raises UnsupportedKeyError.");
 
 static PyObject *
 striped_map_get(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
@@ -66,12 +65,12 @@ striped_map_setdefault(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 }
 
 PyDoc_STRVAR(
-    pop_doc,
-    "pop($self, key, /, [default])\n--\n\n"
-    "Remove the key and return its value, or the default if it is not there.\n"
-    "\n"
-    "Atomic: a value is returned to one caller only. Raises KeyError for a missing key\n"
-    "without a default, and UnsupportedKeyError.");
+    pop_doc, "pop($self, key, /, [default])\n--\n\n"
+             "Remove the key and return its value, or the default if it is not there.\n"
+             "\n"
+             "Atomic: a value is returned to one caller only. Raises KeyError for a "
+             "missing key\n"
+             "without a default, and UnsupportedKeyError.");
 
 static PyObject *
 striped_map_pop(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
@@ -99,9 +98,11 @@ static PyObject *
 striped_map_popitem(PyObject *op, PyObject *unused)
 {
     (void)unused;
-    PyObject *pair = PyTuple_New(2); /* before, so that nothing is lost without memory */
+    PyObject *pair =
+        PyTuple_New(2); /* before, so that nothing is lost without memory */
     PyObject *key, *value;
-    int found = pair != NULL ? map_remove_any((StripedMapObject *)op, &key, &value) : -1;
+    int found =
+        pair != NULL ? map_remove_any((StripedMapObject *)op, &key, &value) : -1;
     if (found <= 0) {
         Py_XDECREF(pair);
         if (found == 0) {
@@ -115,11 +116,10 @@ striped_map_popitem(PyObject *op, PyObject *unused)
 }
 
 PyDoc_STRVAR(
-    clear_doc,
-    "clear($self, /)\n--\n\n"
-    "Remove every key that is there when its stripe is reached.\n"
-    "\n"
-    "Keys that others add meanwhile may stay.");
+    clear_doc, "clear($self, /)\n--\n\n"
+               "Remove every key that is there when its stripe is reached.\n"
+               "\n"
+               "Keys that others add meanwhile may stay.");
 
 static PyObject *
 striped_map_clear(PyObject *op, PyObject *unused)
@@ -151,7 +151,8 @@ PyDoc_STRVAR(
     "replace($self, key, old, new, /)\n--\n\n"
     "Give the key the value new if its value equals old; return whether it did.\n"
     "\n"
-    "Equal means == (or the same object), evaluated outside any lock. Atomic: the value\n"
+    "Equal means == (or the same object), evaluated outside any lock. Atomic: the "
+    "value\n"
     "replaced is the very object that was compared; if another thread was faster, the\n"
     "comparison is done again. Raises UnsupportedKeyError, and what == raises.");
 
@@ -210,7 +211,8 @@ PyDoc_STRVAR(
     "Give the key the value fn(its value), atomically; return the new value.\n"
     "\n"
     "A missing key gets fn(default); without a default that is a KeyError. fn runs\n"
-    "outside any lock and may use the map; when another thread changed the value in the\n"
+    "outside any lock and may use the map; when another thread changed the value in "
+    "the\n"
     "meantime, fn is called again with the newer one. So fn should have no effect but\n"
     "its result, which must be a new object rather than the old one changed. What fn\n"
     "raises is passed on, and the map is unchanged. Raises KeyError and\n"
@@ -248,9 +250,8 @@ striped_map_iter_items(PyObject *op, PyObject *unused)
 }
 
 PyDoc_STRVAR(
-    sizeof_doc,
-    "__sizeof__($self, /)\n--\n\n"
-    "Return the bytes that the map takes, without its keys and values.");
+    sizeof_doc, "__sizeof__($self, /)\n--\n\n"
+                "Return the bytes that the map takes, without its keys and values.");
 
 static PyObject *
 striped_map_sizeof(PyObject *op, PyObject *unused)

@@ -71,7 +71,13 @@ run_task(BusObject *bus, PyObject *task)
 {
     PyObject *result = PyObject_CallNoArgs(task);
     if (result == NULL) {
-        bus_report_failure(bus, PyErr_GetRaisedException(), Py_None, task);
+        PyObject *error = PyErr_GetRaisedException();
+        PyObject *told = PyObject_CallMethod(task, "failed", "O", error);
+        if (told == NULL) {
+            PyErr_WriteUnraisable(task);
+        }
+        Py_XDECREF(told);
+        bus_report_failure(bus, error, Py_None, task);
     }
     Py_XDECREF(result);
 }

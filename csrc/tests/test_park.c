@@ -1,7 +1,7 @@
 /* ftb_park.h and ftb_idle.h: no wake-up is lost, deadlines hold.
  *
- * The ping-pong must hang (watchdog) if unpark forgets the mutex or wait forgets a
- * notification, the waitset's if prepare or the epoch is left out. */
+ * The ping-pong must fail under ThreadSanitizer if a note is left or taken relaxed, the
+ * waitset's test must hang (watchdog) if the epoch stands still. */
 #include "check.h"
 
 #include <sched.h>

@@ -71,6 +71,32 @@ test_waits_meet_their_deadlines(void)
 }
 
 static void
+wait_for_one_slot(int ix, void *context)
+{
+    ftb_pool_t *pool = context;
+    struct ftb_batch batch;
+    if (ix < 3) {
+        CHECK(ftb_pool_wait_space(pool, FTB_FOREVER) == FTB_OK);
+        return; /* and does not post: it has changed its mind */
+    }
+    CHECK(ftb_pool_wait_drained(pool, 0, ftb_now_ns() + 2 * MS) == FTB_TIMEOUT);
+    CHECK(ftb_pool_take(pool, 0, &batch) == 1);
+    ftb_pool_finish(pool, 0, &batch);
+}
+
+static void
+test_one_free_slot_reaches_every_waiter(void)
+{
+    /* Must hang if a waiter that leaves does not pass its wake-up on. */
+    for (long i = 0; i < scaled(50); i++) {
+        ftb_pool_t *pool = pool_make(1, 1);
+        CHECK(post(pool, 1) == FTB_OK);
+        run_threads(4, wait_for_one_slot, pool);
+        ftb_pool_free(pool);
+    }
+}
+
+static void
 test_a_handler_may_drain(void)
 {
     ftb_pool_t *pool = pool_make(1, 10);
@@ -126,6 +152,7 @@ main(void)
     RUN(test_close_lets_the_rest_run);
     RUN(test_stop_leaves_the_rest_to_evict);
     RUN(test_waits_meet_their_deadlines);
+    RUN(test_one_free_slot_reaches_every_waiter);
     RUN(test_a_handler_may_drain);
     RUN(test_a_forked_child_can_clean_up);
     return 0;

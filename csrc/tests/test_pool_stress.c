@@ -303,9 +303,14 @@ single_body(int ix, void *context)
                                      ? post_strand(single->pool, round, round)
                                      : post(single->pool, round);
         CHECK(result == FTB_OK);
+        /* Mostly without sleeping, so that the next post meets the worker on its way from
+         * its last look to its sleep. */
+        while (round % 8 != 0 && ftb_pool_unfinished(single->pool) > 0) {
+            ftb_relax();
+        }
         CHECK(ftb_pool_wait_drained(single->pool, 0, FTB_FOREVER) == FTB_OK);
         CHECK(single->plain_done == round);
-        for (uint64_t i = next_random(&random) % 128; i > 0; i--) {
+        for (uint64_t i = next_random(&random) % 64; i > 0; i--) {
             ftb_relax();
         }
     }

@@ -231,6 +231,9 @@ churn_body(int ix, void *context)
     for (long n = 0; n < churn->rounds; n++) {
         if (ix % 2 == 0) {
             read_nested(thread, churn, &random, (int)(next_random(&random) % 4));
+            if (next_random(&random) % 8 == 0) {
+                sched_yield(); /* its last drop is all that a scan can go by */
+            }
             continue;
         }
         link_replace(&churn->links[next_random(&random) % LINKS_N], node_new());
@@ -393,6 +396,17 @@ is_this_node(const void *object, void *context)
     return object == context;
 }
 
+static bool
+is_no_node(const void *object, void *context)
+{
+    node_check(object);
+    uint64_t *random = context;
+    if (next_random(random) % 2 == 0) {
+        sched_yield(); /* let a new node into the slots that are still to be read */
+    }
+    return false;
+}
+
 static void
 find_body(int ix, void *context)
 {
@@ -440,8 +454,7 @@ find_race_body(int ix, void *context)
     uint64_t random = seed + (uint64_t)ix * 31;
     for (long n = 0; n < churn->rounds; n++) {
         if (ix == 0) {
-            struct node *none = NULL;
-            ftb_hazard_find(is_this_node, none);
+            ftb_hazard_find(is_no_node, &random);
         } else if (ix == 1) {
             link_replace(&churn->links[0], node_new());
             ftb_reclaim();
@@ -449,7 +462,6 @@ find_race_body(int ix, void *context)
             struct node *node = node_hold(thread, &churn->links[0]);
             node_check(node);
             ftb_hazard_drop(thread);
-            /* A reader that another thread's find has just passed must be gone. */
             if (next_random(&random) % 64 == 0) {
                 sched_yield();
             }
@@ -462,7 +474,7 @@ test_find_looks_into_live_objects(void)
 {
     struct churn churn = {.rounds = scaled(1000000)};
     link_replace(&churn.links[0], node_new());
-    run_threads(4, find_race_body, &churn);
+    run_threads(6, find_race_body, &churn);
     link_replace(&churn.links[0], NULL);
     check_all_freed();
 }
@@ -632,8 +644,11 @@ fork_body(int ix, void *context)
             link_replace(&churn->links[next_random(&random) % LINKS_N], node_new());
             ftb_reclaim();
             bury(); /* a small process forks fast */
+            ftb_hazard_find(is_no_node, &random); /* has the lock for some time */
         } else if (ix == 2) {
-            read_nested(ftb_thread_current(), churn, &random, 3);
+            node_hold(ftb_thread_current(), &churn->links[0]);
+            sched_yield();
+            ftb_hazard_drop(ftb_thread_current());
         } else {
             ftb_shard_id_release(ftb_shard_id_acquire());
         }
@@ -644,7 +659,7 @@ fork_body(int ix, void *context)
 static void
 test_fork_in_the_middle(void)
 {
-    struct churn churn = {.writers_left = 1, .rounds = scaled(100)};
+    struct churn churn = {.writers_left = 1, .rounds = scaled(50)};
     for (int i = 0; i < LINKS_N; i++) {
         link_replace(&churn.links[i], node_new());
     }

@@ -155,26 +155,30 @@ class Match:
         return True
 
     def _watch(self, interrupt: Interrupt) -> tuple[Reading, Reading]:
-        """Show the match for its time under load; return the first and last reading."""
+        """Show the match for its time under load; return the first and last reading.
+
+        What is shown last is the whole time.
+        """
         options = self.options
         title = (
             f"ftbus demo: {options.players} players, port {self.server.port}, "
             f"{options.tick_hz:g} Hz, GIL {gil_state()}"
         )
-        begin = last = Reading.take(self.server, self.board)
-        end_s = begin.at_s + options.seconds
         with view.for_terminal(title) as screen:
+            begin = last = Reading.take(self.server, self.board)
+            end_s = begin.at_s + options.seconds
             while not (interrupt.is_wanted or self._is_over()):
                 now_s = time.perf_counter()
                 if now_s >= end_s:
                     break
                 if now_s >= last.at_s + screen.interval_s:
                     now = Reading.take(self.server, self.board)
-                    rates = Rates.between(last, now)
-                    screen.show(now, rates)
+                    screen.show(now, Rates.between(last, now))
                     last = now
-                time.sleep(min(_LOOK_S, max(0.0, end_s - now_s)))
-            return begin, Reading.take(self.server, self.board)
+                time.sleep(min(_LOOK_S, end_s - now_s))
+            end = Reading.take(self.server, self.board)
+            screen.show(end, Rates.between(begin, end))
+        return begin, end
 
     def _finish(self) -> None:
         """Let the players get their last acks and end; end those that do not."""

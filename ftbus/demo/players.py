@@ -24,9 +24,8 @@ from typing import Final
 from ftbus.demo import board as boards
 from ftbus.demo import protocol
 from ftbus.demo.netcode import SEQUENCES, SendWindow, distance
-from ftbus.demo.protocol import DatagramError
+from ftbus.demo.protocol import HOST, DatagramError
 
-HOST: Final = "127.0.0.1"
 GRACE_NS: Final = 2_000_000_000  # for the last acks, resends included
 _POLL_S: Final = 0.05
 _LAST_WARNING_S: Final = 2.0  # from the end of everything to killing who is left

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     import ftbus
 
+HOST: Final = "127.0.0.1"
 MAGIC: Final = 0xF7B5
 VERSION: Final = 1
 KIND_INPUT: Final = 1

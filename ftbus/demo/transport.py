@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ftbus import BusClosedError
 from ftbus.demo import protocol
+from ftbus.demo.protocol import HOST
 
 if TYPE_CHECKING:
     import ftbus
 
-HOST: Final = "127.0.0.1"
 _POLL_TIMEVAL: Final = struct.pack("@ll", 0, 100_000)
 _RECEIVE_BUFFER_BYTES: Final = 1 << 20
 

@@ -1,0 +1,242 @@
+"""The benchmarks run, and their statistics are right; nothing here is timed."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))  # as when one of them is the main program
+
+import harness  # noqa: E402
+import report  # noqa: E402
+
+SPREAD = {"median", "low", "high", "least", "rounds"}
+TINY = ("--rounds", "2", "--burst-ms", "0.05")
+
+pytestmark = pytest.mark.thread_unsafe(reason="it runs processes and threads itself")
+
+
+def run(name: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, BENCHMARKS / name, *options],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def check_spread(spread: dict[str, Any] | None) -> None:
+    if spread is not None:
+        assert set(spread) == SPREAD
+        assert spread["least"] <= spread["low"] <= spread["median"] <= spread["high"]
+
+
+def check_suite(suite: dict[str, Any]) -> None:
+    assert set(suite) == {"name", "note", "cases", "comparisons"}
+    for case in suite["cases"]:
+        assert set(case) == {"name", "threads", "empty", "ns", "samples"}
+        assert len(case["samples"]) == case["ns"]["rounds"] == 2
+        check_spread(case["ns"])
+    measured = {(case["name"], case["threads"]) for case in suite["cases"]}
+    for one in suite["comparisons"]:
+        assert set(one) == {
+            *("case", "threads", "peer", "peer_threads", "kind", "target", "met"),
+            *("ratio", "net", "of_ceiling", "of_minima"),
+        }
+        assert {
+            (one["case"], one["threads"]),
+            (one["peer"], one["peer_threads"]),
+        } <= measured
+        for spread in ("ratio", "net", "of_ceiling"):
+            check_spread(one[spread])
+
+
+def check_json(found: dict[str, Any]) -> None:
+    assert set(found) == {
+        *("machine", "settings", "peers", "interrupted", "checks", "suites")
+    }
+    assert found["interrupted"] is False
+    assert len(found["machine"]["load_average"]) == 3
+    assert found["settings"]["rounds"] == 2
+    for peer in found["peers"].values():
+        assert (peer["version"] is None) == bool(peer["left_out"])
+    for check in found["checks"]:
+        assert set(check) == {"name", "value", "unit", "target", "met"}
+    assert found["suites"]
+    for suite in found["suites"]:
+        check_suite(suite)
+
+
+def test_emit_runs_and_allocates_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    done = run("emit.py", *TINY, "--most", "2000", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    check_json(found)
+    of_nothing = [check for check in found["checks"] if check["target"] == 0]
+    assert [check["value"] for check in of_nothing] == [0, 0]
+    assert all(suite["name"] in done.stdout for suite in found["suites"])
+
+
+def test_map_runs(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    done = run("map.py", *TINY, "--most", "1000", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    check_json(json.loads(file.read_text()))
+
+
+def test_ctrl_c_leaves_the_rounds_so_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def progress(text: str) -> None:
+        if "round 3 of" in text:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "progress", progress)
+    file = tmp_path / "found.json"
+    options = report.parse(
+        ["--rounds", "1000", "--burst-ms", "0.01", "--json", str(file)], ""
+    )
+    suite = harness.Suite("synthetic", CASES, [])
+    assert report.run(options, [suite, suite]) == 130
+    found = json.loads(file.read_text())
+    assert found["interrupted"] is True
+    (measured,) = found["suites"]
+    assert [len(case["samples"]) for case in measured["cases"]] == [2] * 6
+    output = capsys.readouterr()
+    assert "case, 2 threads" in output.out
+    assert "interrupted" in output.err
+
+
+def test_only_picks_cases_and_what_they_are_compared_to(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    pattern = "1 handler: topic.emit shared, pinned"
+    done = run("emit.py", *TINY, "--only", pattern, "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    (suite,) = json.loads(file.read_text())["suites"]
+    names = {case["name"] for case in suite["cases"]}
+    assert names == {"empty loop", "hand loop", "topic.emit shared, pinned"}
+
+
+def test_a_missing_peer_is_reported() -> None:
+    assert report.probe("no_such_library.at_all") == "not installed"
+    assert report.probe("json") == ""
+
+
+def test_a_peer_that_turns_the_gil_on_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = report.PROBE.replace("sys._is_gil_enabled()", "'json' in sys.modules")
+    monkeypatch.setattr(report, "PROBE", program)
+    assert report.probe("json") == "importing it turns the GIL on"
+
+
+# Synthetic samples: the case takes 30 ns and the peer 50, of which 10 are the loop. In
+# the second round the machine is ten times slower, which no ratio may show.
+
+
+def spin(n: int) -> None:
+    for _ in range(n):
+        pass
+
+
+CASES = [
+    harness.Case(name, lambda: lambda thread: spin, "loop")
+    for name in ("loop", "case", "peer")
+]
+SAMPLES: harness.Samples = {
+    ("loop", 1): [10.0, 100.0, 10.0],
+    ("loop", 2): [5.0, 50.0, 5.0],
+    ("case", 1): [30.0, 300.0, 30.0],
+    ("case", 2): [20.0, 200.0, 20.0],
+    ("peer", 1): [50.0, 500.0, 50.0],
+}
+
+
+def compare(comparison: harness.Comparison) -> harness.Row:
+    suite = harness.Suite("synthetic", CASES, [comparison])
+    (row,) = harness.compare_all(suite, SAMPLES)
+    return row
+
+
+def test_a_time_ratio_is_taken_within_rounds_and_judged_net() -> None:
+    row = compare(harness.Comparison("case", "peer", "time", 0.55))
+    assert row.gross == harness.Spread(0.6, 0.6, 0.6, 0.6, 3)
+    assert row.net == harness.Spread(0.5, 0.5, 0.5, 0.5, 3)
+    assert row.ceiling is None
+    assert row.of_minima == 0.6
+    assert row.met is True
+    assert compare(harness.Comparison("case", "peer", "time", 0.45)).met is False
+    assert compare(harness.Comparison("case", "peer", "time")).met is None
+
+
+def test_a_speed_ratio_is_judged_gross() -> None:
+    row = compare(harness.Comparison("case", "peer", "speed", 1.6))
+    assert row.gross.median == pytest.approx(5 / 3)
+    assert row.net is not None
+    assert row.net.median == 2.0
+    assert row.met is True
+    assert compare(harness.Comparison("case", "peer", "speed", 1.7)).met is False
+
+
+def test_two_threads_are_compared_to_what_the_empty_loop_gains() -> None:
+    row = compare(harness.Comparison("case", "case", "speed", 1.5, threads=2))
+    assert row.gross.median == 1.5
+    assert row.net is None
+    assert row.ceiling is not None
+    assert row.ceiling.median == 0.75
+    assert row.met is True
+
+
+def test_what_was_not_measured_is_not_compared() -> None:
+    suite = harness.Suite(
+        "synthetic", CASES, [harness.Comparison("case", "peer", "time", threads=4)]
+    )
+    assert harness.compare_all(suite, SAMPLES) == []
+
+
+def test_a_round_no_longer_than_its_loop_is_left_out_of_the_net_ratio() -> None:
+    assert harness.net_ratios([30, 9], [50, 50], [10, 10], [10, 10]) == [0.5]
+
+
+def test_a_spread_has_the_median_and_the_quartiles() -> None:
+    assert harness.spread([5, 1, 4, 2, 3]) == harness.Spread(3, 2, 4, 1, 5)
+    assert harness.spread([7]) == harness.Spread(7, 7, 7, 7, 1)
+
+
+def test_time_is_divided_by_the_operations_of_all_threads() -> None:
+    case = harness.Case("case", lambda: lambda thread: spin, ops=10)
+    crew = harness.Crew(2)
+    runner = harness.prepare(crew, case, burst_ns=1000)
+    times = iter([1000 * runner.n, 3000 * runner.n])
+    crew.time_ns = lambda bursts, n: next(times)  # type: ignore[method-assign]
+    found = harness.run_round(crew, [runner])
+    assert found == {("case", 1): 100.0, ("case", 2): 150.0}
+    crew.close()
+
+
+def test_bursts_run_in_the_threads_that_bound_them() -> None:
+    crew = harness.Crew(2)
+    bound = crew.each([threading.get_ident] * 2)
+    assert bound == crew.each([threading.get_ident] * 2)
+    assert bound[0] == threading.get_ident() != bound[1]
+    crew.close()
+
+
+def test_what_a_burst_raises_goes_up() -> None:
+    def burst(n: int) -> None:
+        raise LookupError
+
+    crew = harness.Crew(2)
+    with pytest.raises(LookupError):
+        crew.time_ns([spin, burst], 1)
+    crew.close()

@@ -1,0 +1,261 @@
+"""Counters: exact at rest, per key and per worker, and how they are shown."""
+
+import dataclasses
+import enum
+import gc
+import json
+import threading
+from typing import Any
+
+import pytest
+
+from ftbus import BusStats, Counters, EventBus, HandlerErrors, Key, TopicStats, WorkerStats
+from ftbus.testing import run_threads
+
+WAIT = 30  # seconds; only a hang takes that long
+
+
+class Color(enum.Enum):
+    RED = 1
+
+
+class Event:
+    pass
+
+
+def counts(row: Counters, *names: str) -> tuple[int, ...]:
+    return tuple(getattr(row, name) for name in names)
+
+
+def test_new_bus_has_counted_nothing() -> None:
+    with EventBus(name="fresh") as bus:
+        stats = bus.stats()
+        assert isinstance(stats, BusStats)
+        assert stats.name == "fresh"
+        assert set(counts(stats, *[f.name for f in dataclasses.fields(Counters)])) == {0}
+        assert (stats.pending, stats.queued_max, stats.workers) == (0, 0, ())
+        assert stats.topic("unused") == TopicStats(key="unused")
+
+
+def test_emit_and_its_handlers_are_counted_by_key() -> None:
+    with EventBus() as bus:
+        bus.on("two", lambda event: None)
+        bus.on("two", lambda event: None)
+        bus.topic("none")
+        for _ in range(5):
+            bus.emit("two")
+        bus.emit_many("two", range(3))
+        bus.topic("two").emit()
+        bus.emit("none")
+        bus.emit("unnamed")
+        stats = bus.stats()
+        assert counts(stats.topic("two"), "emitted", "handled", "handlers") == (9, 18, 2)
+        assert counts(stats.topic("none"), "emitted", "handled", "handlers") == (1, 0, 0)
+        assert counts(stats.topic(None), "emitted", "handled") == (1, 0)
+        assert counts(stats, "emitted", "handled", "failed") == (11, 18, 0)
+        assert bus.topic("two").stats() == stats.topic("two")
+
+
+def test_counters_of_many_threads_add_up() -> None:
+    with EventBus(workers=2) as bus:
+        topics = [bus.topic(n) for n in range(20)]
+
+        def fail(event: int) -> None:
+            if event % 5 == 0:
+                raise ValueError
+
+        for topic in topics:
+            topic.on(lambda event: None)
+            topic.on(fail)
+        seen: list[BusStats] = []
+
+        def work(index: int) -> None:
+            if index == 0:
+                for _ in range(20):
+                    seen.append(bus.stats())
+                return
+            for n in range(1000):
+                try:
+                    topics[n % 20].emit(n)
+                except HandlerErrors:
+                    pass
+
+        run_threads(4, work)
+        stats = bus.stats()
+        assert counts(stats, "emitted", "handled", "failed") == (3000, 6000, 600)
+        for row in stats.topics:
+            if row.key is not None:
+                assert counts(row, "emitted", "handled") == (150, 300)
+        emitted = [one.emitted for one in seen]
+        assert emitted == sorted(emitted)
+        assert all(0 <= n <= 3000 for n in emitted)
+
+
+def test_counts_of_threads_that_ended_are_kept() -> None:
+    with EventBus() as bus:
+        bus.on("key", lambda event: None)
+        for n in range(100):
+            thread = threading.Thread(target=bus.emit, args=("key", n))
+            thread.start()
+            thread.join()
+        assert bus.stats().handled == 100
+
+
+def test_counters_of_a_new_bus_start_at_zero_whatever_was_there_before() -> None:
+    """Their cells are used again, by key of whatever bus."""
+    for _ in range(20):
+        with EventBus() as bus:
+            for n in range(50):
+                bus.on(n, lambda event: None)
+                assert bus.emit(n) == 1
+            assert bus.stats().handled == 50
+            assert all(row.handled <= 1 for row in bus.stats().topics)
+        del bus
+
+
+def test_reset_starts_a_new_baseline() -> None:
+    with EventBus(workers=1) as bus:
+        bus.on("key", lambda event: None)
+        bus.emit("key")
+        bus.post("key")
+        assert bus.drain(WAIT)
+        bus.reset_stats()
+        stats = bus.stats()
+        assert counts(stats, "emitted", "posted", "delivered", "handled") == (0,) * 4
+        assert stats.topic("key").handled == 0
+        assert stats.topic("key").handlers == 1
+        assert [worker.taken for worker in stats.workers] == [0]
+        bus.on("new", lambda event: None)
+        bus.emit("new")
+        bus.emit("key")
+        stats = bus.stats()
+        assert stats.handled == 2
+        assert stats.topic("new").handled == stats.topic("key").handled == 1
+        bus.reset_stats()
+        assert bus.stats().handled == 0
+
+
+def test_since_subtracts_an_earlier_snapshot() -> None:
+    with EventBus(workers=1) as bus:
+        bus.on("key", lambda event: None)
+        bus.emit("key")
+        before = bus.stats()
+        bus.post_many("key", range(5))
+        assert bus.drain(WAIT)
+        delta = bus.stats().since(before)
+        assert counts(delta, "emitted", "posted", "handled") == (0, 5, 5)
+        assert delta.topic("key").posted == 5
+        assert sum(worker.taken for worker in delta.workers) == 5
+
+
+def test_workers_are_counted() -> None:
+    with EventBus(workers=2) as bus:
+        bus.on("key", lambda event: None)
+        bus.post_many("key", range(500))
+        assert bus.drain(WAIT)
+        stats = bus.stats()
+        assert len(stats.workers) == 2
+        assert all(isinstance(worker, WorkerStats) for worker in stats.workers)
+        assert sum(worker.taken for worker in stats.workers) == 500
+        assert all(worker.stolen <= worker.taken for worker in stats.workers)
+        assert all(worker.batches <= worker.taken for worker in stats.workers)
+        assert 0 < stats.queued_max <= 500
+
+
+def test_topic_row_is_found_by_any_spelling_of_the_key() -> None:
+    with EventBus() as bus:
+        keys: list[Any] = ["a", 1, b"a", Color.RED, Event, Key("b")]
+        for key in keys:
+            bus.on(key, lambda event: None)
+            bus.emit(key)
+        stats = bus.stats()
+        for key in [*keys, Key("a"), Key(1), Key(b"a"), "b"]:
+            assert stats.topic(key).handled == 1
+        assert bus.emit(Event()) == 1
+        assert bus.stats().topic(Event).handled == 2
+
+
+def test_topics_are_listed_busiest_first() -> None:
+    with EventBus() as bus:
+        for n in range(5):
+            bus.on(n, lambda event: None)
+            bus.emit_many(n, range(n))
+        rows = [row.key for row in bus.stats().topics if row.handled]
+        assert rows == [4, 3, 2, 1]
+
+
+def test_stats_are_frozen_snapshots() -> None:
+    with EventBus(workers=1) as bus:
+        bus.on("key", lambda event: None)
+        before = bus.stats()
+        bus.emit("key")
+        assert before.handled == 0
+        for row in (before, before.topic("key"), WorkerStats(1, 2, 3, 4, 5)):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                row.handled = 5  # type: ignore[misc,union-attr]
+            with pytest.raises((AttributeError, TypeError)):
+                row.other = 5  # type: ignore[union-attr]
+
+
+def test_to_dict_is_ready_for_json() -> None:
+    with EventBus(workers=1, name="json") as bus:
+        for key in ("a", b"a", 1, Color.RED, Event, Key("k")):
+            bus.on(key, lambda event: None)
+            bus.post(key)
+        assert bus.drain(WAIT)
+        tree = json.loads(json.dumps(bus.stats().to_dict()))
+        assert tree["name"] == "json"
+        assert tree["delivered"] == 6
+        assert len(tree["workers"]) == 1
+        names = {row["key"] for row in tree["topics"]}
+        assert {"'a'", "b'a'", "1", repr(Color.RED), repr(Event), "Key('k')"} <= names
+
+
+def test_report_is_a_table_for_people() -> None:
+    with EventBus(workers=1, name="game") as bus:
+        for n in range(30):
+            bus.on(n, lambda event: None)
+            bus.post(n)
+        bus.emit("unnamed")
+        assert bus.drain(WAIT)
+        lines = bus.report().splitlines()
+        assert lines[0].startswith("game: 1 emitted, 30 posted, 30 handler calls")
+        assert lines[1].split() == [
+            "key",
+            *("handlers", "emitted", "posted", "delivered", "handled", "failed"),
+            "dropped",
+        ]
+        assert any("more keys" in line for line in lines)
+        assert lines[-1].startswith("worker 0: 30 events (100 %)")
+    with EventBus() as bus:
+        assert bus.report()
+
+
+def test_every_field_says_what_it_is() -> None:
+    """The texts under the fields are for the documentation."""
+    import inspect
+
+    for kind in (Counters, TopicStats, WorkerStats, BusStats):
+        source = inspect.getsource(kind)
+        for field in kind.__annotations__:
+            after = source.partition(f"    {field}: ")[2].splitlines()[1]
+            assert after.strip().startswith('"""'), f"{kind.__name__}.{field}"
+
+
+def test_stats_hold_no_handlers_and_no_events() -> None:
+    import weakref
+
+    class Payload:
+        pass
+
+    with EventBus() as bus:
+        payload = Payload()
+        reference = weakref.ref(payload)
+        bus.on("key", lambda event, payload=payload: None)
+        bus.emit("key", payload)
+        stats = bus.stats()
+        bus.off("key")
+        del payload
+        gc.collect()
+        assert reference() is None
+        assert stats.handled == 1

@@ -1,0 +1,336 @@
+"""StripedMap under threads: nothing lost, nothing freed too early, nothing seen twice.
+
+FTB_SCALE stretches these tests: with FTB_SCALE=100, test_mixed_operations_lose_nothing
+makes ten million operations.
+"""
+
+import itertools
+import os
+import random
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from ftbus import StripedMap
+from ftbus.testing import run_threads
+
+THREADS = 8
+SCALE = float(os.environ.get("FTB_SCALE", "1"))
+
+
+def scaled(n: int) -> int:
+    """Return n stretched by FTB_SCALE, at least 1."""
+    return max(1, int(n * SCALE))
+
+
+def constant(value: Any) -> Callable[[Any], Any]:
+    """Return a function that returns the value."""
+    return lambda _: value
+
+
+# Writers
+
+
+def test_mixed_operations_lose_nothing(seed: int) -> None:
+    """Hunts: a write lost to a rehash, a removal or a swap that came between.
+
+    Each thread owns an eighth of the keys, is alone to write them and checks every
+    result against its own dict; all read each other's, and shrink and grow the tables.
+    """
+    operations = scaled(100_000) // THREADS
+    m: StripedMap[Any, Any] = StripedMap()
+    models: list[dict[Any, Any]] = [{} for _ in range(THREADS)]
+
+    def run(index: int) -> None:
+        rng = random.Random(seed * THREADS + index)
+        model = models[index]
+        kinds: list[Callable[[int], Any]] = [
+            lambda i: i * THREADS + index,
+            lambda i: f"{index}.{i}",
+            lambda i: b"%d.%d" % (index, i),
+        ]
+        span = 300
+        for step in range(operations):
+            if step % 4000 == 0:
+                span = rng.choice((10, 300, 2000))
+            key = kinds[step % 3](rng.randrange(span))
+            value: Any = [index, step] if step % 2 else step
+            old = model.get(key)
+            match rng.randrange(10):
+                case 0 | 1:
+                    m[key] = model[key] = value
+                case 2:
+                    assert m.pop(key, None) == model.pop(key, None)
+                case 3:
+                    assert m.setdefault(key, value) == model.setdefault(key, value)
+                case 4:
+                    done = m.replace(key, old, value)
+                    assert done == (key in model)
+                    if done:
+                        model[key] = value
+                case 5:
+                    model[key] = [old, 0] if step % 3 else 0
+                    assert m.update_with(key, constant(model[key]), 0) is model[key]
+                case 6:
+                    other = kinds[step % 3](rng.randrange(span))
+                    assert m.get(other) == model.get(other)
+                case 7:
+                    assert (key in m) == (key in model)
+                case 8:
+                    m.get(rng.randrange(span * THREADS))  # somebody's
+                case 9:
+                    if key in model:
+                        del model[key]
+                        del m[key]
+            if step % 1000 == 999 and span == 10:
+                for key in list(model):
+                    assert m.pop(key) == model.pop(key)
+
+    run_threads(THREADS, run)
+    expected = dict(itertools.chain(*(model.items() for model in models)))
+    assert m._is_valid()
+    assert m == expected
+
+
+def test_counters_are_exact(seed: int) -> None:
+    """Hunts: an update lost between reading a value and replacing it."""
+    rounds = scaled(40_000) // THREADS
+    m: StripedMap[Any, int] = StripedMap()
+
+    def run(index: int) -> None:
+        rng = random.Random(seed + index)
+        for _ in range(rounds):
+            m.update_with(rng.randrange(4), lambda value: value + 1, default=0)
+
+    run_threads(THREADS, run)
+    assert sum(m.values()) == rounds * THREADS
+
+
+def test_counters_by_replace_are_exact() -> None:
+    rounds = scaled(16_000) // THREADS
+    m = StripedMap(n=0)
+
+    def run(_: int) -> None:
+        for _ in range(rounds):
+            while not m.replace("n", (value := m["n"]), value + 1):
+                pass
+
+    run_threads(THREADS, run)
+    assert m["n"] == rounds * THREADS
+
+
+def test_each_item_is_popped_once() -> None:
+    n = scaled(20_000)
+    m = StripedMap((i, i) for i in range(n))
+
+    def run(index: int) -> list[int]:
+        popped = []
+        while True:
+            try:
+                if index % 2:
+                    popped.append(m.popitem()[1])
+                else:
+                    popped.append(m.pop(len(popped) * (index + 1) % n))
+            except KeyError:
+                if not m:
+                    return popped
+                if index % 2 == 0:
+                    index += 1
+
+    assert sorted(itertools.chain(*run_threads(4, run))) == list(range(n))
+    assert m._is_valid()
+
+
+def test_setdefault_stores_one_for_all() -> None:
+    for _ in range(scaled(100)):
+        m: StripedMap[str, object] = StripedMap()
+        found = run_threads(4, lambda _: m.setdefault("a", object()))  # noqa: B023
+        assert len(set(map(id, found))) == 1
+
+
+def test_clear_beside_writers_keeps_what_comes_later() -> None:
+    """Hunts: an entry written to after its table was detached, and dropped twice."""
+    m: StripedMap[int, list[int]] = StripedMap()
+    done = threading.Event()
+
+    def run(index: int) -> None:
+        if index == 0:
+            for _ in range(scaled(200)):
+                m.clear()
+            done.set()
+            return
+        step = 0
+        while not done.is_set():
+            step += 1
+            key = step % 500
+            m[key] = [key]
+            value = m.get(key)
+            assert value is None or value == [key]
+            m.update_with(key, lambda old: [old[0]], [key])
+
+    run_threads(4, run)
+    assert m._is_valid()
+    assert all(value == [key] for key, value in m.items())
+    m.clear()
+    assert len(m) == 0
+
+
+def test_values_are_whole_while_they_are_replaced() -> None:
+    """Hunts: a reader that takes its reference after the writer dropped the map's."""
+    m: StripedMap[str, Any] = StripedMap(a=[0, 0])
+    rounds = scaled(30_000)
+
+    def run(index: int) -> None:
+        for i in range(rounds):
+            if index < 2:
+                m["a"] = [i, i]
+            else:
+                first, second = m["a"]
+                assert first == second
+
+    run_threads(4, run)
+
+
+# Iteration
+
+
+def test_an_iterator_shared_by_threads_gives_each_key_to_one(seed: int) -> None:
+    n = scaled(20_000)
+    m = StripedMap((i, i) for i in range(n))
+    iterator = iter(m.items())
+    parts = run_threads(4, lambda _: list(iterator))
+    assert sorted(itertools.chain(*parts)) == [(i, i) for i in range(n)]
+
+
+def test_iteration_never_raises_and_is_complete_under_writers(seed: int) -> None:
+    """Hunts: a key seen twice or never because a table was replaced, a freed value."""
+    stay = {i: [i] for i in range(2000)}
+    m: StripedMap[Any, Any] = StripedMap(stay)
+    rounds = scaled(6)
+    left = threading.Semaphore(0)
+    done = threading.Event()
+
+    def write(index: int) -> None:
+        rng = random.Random(seed + index)
+        while not done.is_set():
+            names = [f"{index}.{rng.randrange(10**9)}" for _ in range(2000)]
+            for name in names:
+                m[name] = [name]
+            for key in rng.sample(range(2000), 50):
+                m[key] = [key]
+            for name in names:
+                del m[name]
+        left.release()
+
+    def read() -> None:
+        for _ in range(rounds):
+            seen = list(m)
+            assert len(seen) == len(set(seen))
+            assert stay.keys() <= set(seen)
+            assert all(pair[1] == [pair[0]] for pair in m.items())
+            assert all(isinstance(value, list) for value in m.values())
+
+    def run(index: int) -> None:
+        if index < 2:
+            write(index)
+        else:
+            try:
+                read()
+            finally:
+                done.set()
+
+    run_threads(3, run)
+    assert m == stay
+    assert m._is_valid()
+
+
+# Linearizability
+
+type Call = tuple[str, Any, Any, int, int]  # name, argument, result, start, end
+ABSENT = "absent"
+
+
+def apply(state: Any, name: str, argument: Any) -> tuple[Any, Any]:
+    """Return the state and the result of one call on one key."""
+    match name:
+        case "get":
+            return state, state
+        case "set":
+            return argument, None
+        case "pop":
+            return ABSENT, state
+        case "setdefault":
+            return (argument, argument) if state is ABSENT else (state, state)
+        case "replace":
+            old, new = argument
+            return (new, True) if state == old else (state, False)
+    raise AssertionError(name)
+
+
+def is_linearizable(history: tuple[Call, ...], state: Any) -> bool:
+    """Search for an order that explains the results (Wing and Gong)."""
+    if not history:
+        return True
+    first_end = min(call[4] for call in history)
+    for i, (name, argument, result, start, _) in enumerate(history):
+        if start > first_end:
+            continue  # another had ended before this began
+        after, expected = apply(state, name, argument)
+        if expected == result:
+            rest = history[:i] + history[i + 1 :]
+            if is_linearizable(rest, after):
+                return True
+    return False
+
+
+def test_the_search_itself_rejects() -> None:
+    assert is_linearizable((("set", 1, None, 0, 3), ("get", None, 1, 1, 2)), ABSENT)
+    assert not is_linearizable((("set", 1, None, 0, 1), ("get", None, 2, 2, 3)), ABSENT)
+    stale = (("set", 1, None, 0, 1), ("get", None, ABSENT, 2, 3))
+    assert not is_linearizable(stale, ABSENT)
+    lost = (("pop", None, 1, 0, 3), ("pop", None, 1, 1, 2))
+    assert not is_linearizable(lost, 1)
+
+
+def test_histories_are_linearizable(seed: int) -> None:
+    """Hunts: any answer that no order of the calls on one key explains."""
+    clock = itertools.count()  # a step of its own is atomic
+    threads_n, calls_n, keys_n = 3, 4, 40
+    names = ["get", "set", "pop", "setdefault", "replace"]
+
+    def call(m: StripedMap[int, Any], key: int, name: str, argument: Any) -> Call:
+        start = next(clock)
+        result: Any
+        match name:
+            case "get":
+                result = m.get(key, ABSENT)
+            case "set":
+                result = m.__setitem__(key, argument)  # type: ignore[func-returns-value]
+            case "pop":
+                result = m.pop(key, ABSENT)
+            case "setdefault":
+                result = m.setdefault(key, argument)
+            case _:
+                result = m.replace(key, *argument)
+        return name, argument, result, start, next(clock)
+
+    for turn in range(scaled(25)):
+        m: StripedMap[int, Any] = StripedMap()
+
+        def run(index: int, turn: int = turn, m: StripedMap[int, Any] = m) -> Any:
+            rng = random.Random(f"{seed} {turn} {index}")
+            calls = []
+            for key in range(keys_n):
+                for _ in range(calls_n):
+                    name = rng.choice(names)
+                    argument: Any = rng.randrange(3)
+                    if name == "replace":
+                        argument = (argument, rng.randrange(3))
+                    calls.append((key, call(m, key, name, argument)))
+            return calls
+
+        histories: dict[int, list[Call]] = {}
+        for key, made in itertools.chain(*run_threads(threads_n, run)):
+            histories.setdefault(key, []).append(made)
+        for history in histories.values():
+            assert is_linearizable(tuple(history), ABSENT), history
