@@ -47,11 +47,11 @@ setup: $(VENV)/.extension ## find or build the interpreter, make .venv, compile 
 	rm -rf $*
 	python=$$(python3 tools/interpreter.py --kind $(KIND)) && "$$python" -m venv $*
 	$*/bin/$(PIP) --upgrade pip setuptools
-	$*/bin/$(PIP) --group $(if $(filter $(BENCH_VENV),$*),bench,dev)
+	$*/bin/$(PIP) --group $(if $(filter $(BENCH_VENV),$*),bench,lint)
 	@touch $@
 
 $(VENV)/.extension: $(VENV)/.packages setup.py $(C_SOURCES)
-	$(VENV)/bin/$(PIP) --no-deps --no-build-isolation --editable .
+	$(VENV)/bin/$(PIP) --no-build-isolation --editable '.[test,demo]'
 	@touch $@
 
 test: setup check ## the C core's tests, then the Python tests (PYTEST_ARGS="-k emit")

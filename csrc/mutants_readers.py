@@ -129,7 +129,7 @@ READERS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         "ftb_cas_relaxed(",
         (
             "model reclaim",
-            "test_reclaim thread",
+            "test_reclaim_threads thread",
         ),
     ),
     (
@@ -146,7 +146,7 @@ READERS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         "ftb_cas_relaxed(",
         (
             "model reclaim",
-            "test_reclaim thread",
+            "test_reclaim_threads thread",
         ),
     ),
     (
@@ -156,32 +156,29 @@ READERS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         "ftb_store_relaxed(&thread->in_use",
         (
             "model reclaim",
-            "test_reclaim thread",
+            "test_reclaim_threads thread",
         ),
     ),
     (
         "reclaim-disown-holding",
         RECLAIM,
         "while (thread->depth > 0)",
-        "while (thread->depth > 99)",
-        ("test_reclaim",),
+        "for (thread->depth = 0; thread->depth > 0;)",
+        ("test_reclaim_threads",),
     ),
     (
         "reclaim-retire",
         RECLAIM_C,
         "ftb_cas_release(&retired",
         "ftb_cas_relaxed(&retired",
-        ("test_reclaim thread",),
+        ("test_reclaim_threads thread",),
     ),
     (
         "reclaim-sections-ignored",
         RECLAIM_C,
         "ftb__sections_closed(&threads) && hazard",
         "hazard",
-        (
-            "test_reclaim",
-            "test_map address,undefined",
-        ),
+        ("test_reclaim",),
     ),
     (
         "reclaim-looks-once",
@@ -202,14 +199,14 @@ READERS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         RECLAIM_C,
         "pthread_atfork(lock_for_fork, unlock_after_fork, unlock_after_fork);",
         "(void)lock_for_fork, (void)unlock_after_fork;",
-        ("test_reclaim",),
+        ("test_reclaim_threads",),
     ),
     (
         "reclaim-fork-keeps-slots",
         RECLAIM_C,
         "i < FTB_DEPTH_MAX; i++",
         "i < thread->depth * 0; i++",
-        ("test_reclaim",),
+        ("test_reclaim_threads",),
     ),
     # The map.
     (
@@ -234,6 +231,7 @@ READERS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         "    for",
         "    struct ftb_table *old = ftb_load_relaxed(&stripe->table);\n"
         "    ftb_store_seq_cst(&stripe->table, fresh);\n"
+        "    sched_yield();\n"
         "    for",
         ("test_map",),
     ),
@@ -265,8 +263,8 @@ READERS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         "ftb_retire(ftb_snapshot_retired(snapshot), snapshot, snapshot_free);",
         "(void)snapshot_free, ftb_snapshot_discard(snapshot);",
         (
-            "test_topic",
-            "test_topic address,undefined",
+            "test_topic_stress",
+            "test_topic_stress address,undefined",
         ),
     ),
     (
@@ -274,7 +272,7 @@ READERS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         SNAPSHOT,
         "ftb_sub_acq_rel(",
         "ftb_sub_relaxed(",
-        ("test_topic thread",),
+        ("test_topic_stress thread",),
     ),
     (
         "topic-equal-priority-first",
@@ -288,7 +286,7 @@ READERS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         TOPIC,
         "if (ftb_load_acquire(&bus->is_closed) == 0) {",
         "if (bus != NULL) {",
-        ("test_topic",),
+        ("test_topic_stress",),
     ),
     (
         "topic-cancels-before-memory",

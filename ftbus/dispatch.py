@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # Handlers may recurse: below 1 MiB CPython's own recursion limit comes too late.
 _STACK_BYTES_MIN = 1 << 20
 
+_LATECOMERS_S = 1.0
+
 _DID_NOT_RUN = object()
 
 
@@ -47,9 +49,7 @@ def start_workers(bus: EventBus) -> None:
     try:
         for index in range(bus._workers):
             name = f"{bus.name}-worker-{index}"
-            thread = threading.Thread(
-                target=run, args=(index,), name=name, daemon=True
-            )
+            thread = threading.Thread(target=run, args=(index,), name=name, daemon=True)
             _start_with_stack(thread)
             threads.append(thread)
         if bus._threads:  # a finalizer that ran in between has posted
@@ -140,7 +140,7 @@ class _Call:
             self.settle()
 
     def abort(self, error: BaseException) -> None:
-        """A handler will not end: the caller must not wait for ever."""
+        """End the Future for a handler that will not end itself."""
         with self._lock:
             self._is_settled = True
         if not self.future.done():  # also if settling it is what failed
@@ -187,7 +187,11 @@ def call(
 
 
 def _submit_all(
-    bus: EventBus, key: object, event: object, claims: list[Claim], timeout: float | None
+    bus: EventBus,
+    key: object,
+    event: object,
+    claims: list[Claim],
+    timeout: float | None,
 ) -> Future[list[Any]]:
     """Queue the claimed handlers. Raises if the first is refused.
 
@@ -254,11 +258,27 @@ def close(bus: EventBus, *, drain: bool, timeout: float) -> int:
     left = bus._drop_queued()
     stuck = _join(bus, deadline)
     left += bus._drop_queued()  # what a running partition held back before
+    if not stuck:
+        left += _drop_latecomers(bus, deadline)
     left += bus._unstarted()  # what this thread took together with its own event
     bus._clear_handlers()
     if bus._handles:
         bus._handles.clear()
     return left + bus.stats().pending if stuck else left
+
+
+def _drop_latecomers(bus: EventBus, deadline: float) -> int:
+    """Drop what was admitted before the close, but is being put into the queue now.
+
+    A thread between the two was interrupted for a moment; its event must not stay.
+    """
+    deadline = max(deadline, time.monotonic() + _LATECOMERS_S)
+    pause = threading.Event()
+    left = 0
+    while bus._pool_stats()["queued"] and time.monotonic() < deadline:
+        left += bus._drop_queued()
+        pause.wait(0.001)
+    return left
 
 
 def _join(bus: EventBus, deadline: float) -> bool:

@@ -37,8 +37,8 @@ class HandlerTypeError(FtbusError, TypeError):
         self.key = key
         self.handler = handler
         super().__init__(
-            f"{_brief(handler)} cannot handle {_repr(key)}: a handler is a callable that "
-            "takes the event"
+            f"{_brief(handler)} cannot handle {_repr(key)}: "
+            "a handler is a callable that takes the event"
         )
 
 

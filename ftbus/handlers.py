@@ -178,9 +178,9 @@ class _Inbox:
 
 
 # Weak on both sides, as an inbox refers to its loop: it lives as long as its handlers.
-_inboxes: weakref.WeakKeyDictionary[
-    asyncio.AbstractEventLoop, weakref.ref[_Inbox]
-] = weakref.WeakKeyDictionary()
+_inboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[_Inbox]] = (
+    weakref.WeakKeyDictionary()
+)
 _inboxes_lock = threading.RLock()
 
 

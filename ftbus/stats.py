@@ -148,9 +148,7 @@ def collect(bus: EventBus) -> BusStats:
         **asdict(total),
         name=bus.name,
         # Not the pool's own figure, which includes the whole batch of a busy worker.
-        pending=max(
-            0, total.posted - total.delivered - total.dropped - total.rejected
-        ),
+        pending=max(0, total.posted - total.delivered - total.dropped - total.rejected),
         queued_max=pool["queued_max"],
         topics=_busiest_first(topics),
         workers=tuple(WorkerStats(**worker) for worker in pool["workers"]),
@@ -190,7 +188,8 @@ def report(stats: BusStats) -> str:
     for index, worker in enumerate(stats.workers):
         lines.append(
             f"worker {index}: {worker.taken} events "
-            f"({100 * worker.taken / total:.0f} %), {worker.stolen} stolen, {worker.batches} batches, {worker.parks} parks, "
+            f"({100 * worker.taken / total:.0f} %), {worker.stolen} stolen, "
+            f"{worker.batches} batches, {worker.parks} parks, "
             f"{worker.busy_ns / 1e6:.1f} ms busy"
         )
     return "\n".join(lines)

@@ -18,7 +18,9 @@ ROOT = Path(__file__).parent.parent
 HANG_SECONDS = 60  # only a program that hangs takes this long
 
 # Inherited by the processes of xdist, so that all draw from one seed.
-SEED = int(os.environ.setdefault("FTB_SEED", str(random.SystemRandom().getrandbits(32))))
+SEED = int(
+    os.environ.setdefault("FTB_SEED", str(random.SystemRandom().getrandbits(32)))
+)
 
 hypothesis.settings.register_profile(
     "ftbus", deadline=None, database=None, derandomize=True, print_blob=True
@@ -62,7 +64,9 @@ class GilGuard:
         elif self.is_on:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+    def pytest_terminal_summary(
+        self, terminalreporter: pytest.TerminalReporter
+    ) -> None:
         if self.is_on:
             terminalreporter.section("GIL", red=True, bold=True)
             terminalreporter.line(

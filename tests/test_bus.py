@@ -399,7 +399,7 @@ def test_handler_may_remove_itself_and_everything() -> None:
 
 
 def test_emit_sees_one_set_of_handlers_while_others_change_it() -> None:
-    """A pair is added and removed by turns: no emit may see a handler freed or twice."""
+    """A pair is added and removed by turns: none may be seen freed, or twice."""
     with EventBus() as bus:
         stop = threading.Event()
 

@@ -51,9 +51,7 @@ def functions(path: Path) -> Iterator[tuple[str, str]]:
 
 def test_the_lint_itself_sees_code_and_not_comments(tmp_path: Path) -> None:
     path = tmp_path / "a.c"
-    path.write_text(
-        'int\nf(void)\n{\n    /* g();\n */ return h("g()", 1); // g()\n}\n'
-    )
+    path.write_text('int\nf(void)\n{\n    /* g();\n */ return h("g()", 1); // g()\n}\n')
     assert "g()" not in code_of(path)
     assert code_of(path).count("\n") == 6
     ((name, body),) = functions(path)
@@ -62,7 +60,7 @@ def test_the_lint_itself_sees_code_and_not_comments(tmp_path: Path) -> None:
 
 
 def test_no_standalone_fences() -> None:
-    """ThreadSanitizer does not understand them, and nobody can say what they pair with."""
+    """ThreadSanitizer does not understand them, nor do readers what they pair with."""
     assert findings(r"\batomic_(thread|signal)_fence\b|__sync_synchronize") == []
 
 
@@ -84,9 +82,7 @@ def test_no_wall_clock() -> None:
 
 
 def test_condition_variables_wait_on_the_monotonic_clock() -> None:
-    waits = [
-        path.name for path in SOURCES if "pthread_cond_timedwait" in code_of(path)
-    ]
+    waits = [path.name for path in SOURCES if "pthread_cond_timedwait" in code_of(path)]
     assert all("CLOCK_MONOTONIC" in code_of(CSRC / "core" / name) for name in waits)
 
 

@@ -8,7 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -84,7 +84,13 @@ def test_post_runs_handlers_on_the_workers() -> None:
         assert bus.topic("key").post() is True
         assert bus.post(key="key", event=3) is True
         assert bus.drain(WAIT)
-        assert sorted(map(str, (event for event, _ in seen))) == ["1", "2", "3", "None", "None"]
+        assert sorted(map(str, (event for event, _ in seen))) == [
+            "1",
+            "2",
+            "3",
+            "None",
+            "None",
+        ]
         assert all(name.startswith("pool-worker-") for _, name in seen)
 
 
@@ -509,7 +515,10 @@ def test_handler_that_posts_to_its_own_full_bus_goes_on() -> None:
 def test_handlers_of_all_workers_may_post_to_the_full_bus() -> None:
     errors: list[BaseException] = []
     with EventBus(
-        workers=3, queue_size=2, overflow="block", on_error=lambda e, k, h: errors.append(e)
+        workers=3,
+        queue_size=2,
+        overflow="block",
+        on_error=lambda e, k, h: errors.append(e),
     ) as bus:
         seen: list[int] = []
 
@@ -531,7 +540,10 @@ def test_deep_chain_of_posts_to_a_full_bus_loses_nothing() -> None:
     """Helping out nests: past some depth a handler waits, and may be refused."""
     errors: list[BaseException] = []
     with EventBus(
-        workers=1, queue_size=1, overflow="block", on_error=lambda e, k, h: errors.append(e)
+        workers=1,
+        queue_size=1,
+        overflow="block",
+        on_error=lambda e, k, h: errors.append(e),
     ) as bus:
         budget = [150]
         handled = [0]
@@ -541,10 +553,8 @@ def test_deep_chain_of_posts_to_a_full_bus_loses_nothing() -> None:
             if budget[0] > 0:
                 budget[0] -= 2
                 for _ in range(2):
-                    try:
+                    with suppress(QueueFullError):
                         bus.post("key", timeout=0.2)
-                    except QueueFullError:
-                        pass
 
         bus.on("key", handler)
         bus.post("key")
@@ -559,7 +569,10 @@ def test_deep_chain_of_posts_to_a_full_bus_loses_nothing() -> None:
 def test_handler_in_a_full_partition_that_posts_to_itself_is_refused_in_time() -> None:
     errors: list[BaseException] = []
     with EventBus(
-        workers=1, queue_size=1, overflow="block", on_error=lambda e, k, h: errors.append(e)
+        workers=1,
+        queue_size=1,
+        overflow="block",
+        on_error=lambda e, k, h: errors.append(e),
     ) as bus:
 
         def handler(event: int) -> None:
@@ -695,7 +708,9 @@ def test_close_in_several_threads() -> None:
         seen: list[int] = []
         bus.on("key", seen.append)
         bus.post_many("key", range(2000))
-        left = run_threads(4, lambda index, bus=bus, drain=drain: bus.close(drain=drain))
+        left = run_threads(
+            4, lambda index, bus=bus, drain=drain: bus.close(drain=drain)
+        )
         stats = bus.stats()
         assert stats.delivered == len(seen)
         assert sum(left) == stats.dropped
@@ -737,7 +752,9 @@ def test_close_from_a_handler_accounts_for_what_was_taken_with_it() -> None:
         bus.on("gate", gate)
         bus.on("key", seen.append)
 
-        def closer(event: object, bus: Any = bus, left: Any = left, done: Any = done) -> None:
+        def closer(
+            event: object, bus: Any = bus, left: Any = left, done: Any = done
+        ) -> None:
             left.append(bus.close(timeout=WAIT))
             done.set()
 
@@ -1083,8 +1100,11 @@ def test_future_of_a_call_works_with_the_standard_tools() -> None:
         assert not waiting
         assert called == [futures[0]]
         assert futures[1].cancelled() == cancelled
-        results = [f.result() for f in concurrent.futures.as_completed(futures, WAIT)
-                   if not f.cancelled()]
+        results = [
+            f.result()
+            for f in concurrent.futures.as_completed(futures, WAIT)
+            if not f.cancelled()
+        ]
         assert sorted(results) == [[0], [2]] if cancelled else [[0], [1], [2]]
 
 
@@ -1155,7 +1175,10 @@ def test_call_of_async_handlers() -> None:
 
             with pytest.raises(HandlerErrors) as caught:
                 await asyncio.wait_for(asyncio.wrap_future(bus.call("key", 1)), WAIT)
-            assert [type(e) for e in caught.value.exceptions] == [ValueError, RuntimeError]
+            assert [type(e) for e in caught.value.exceptions] == [
+                ValueError,
+                RuntimeError,
+            ]
 
         asyncio.run(main())
 
@@ -1202,10 +1225,8 @@ def test_verbs_race_with_close(verb: str) -> None:
                     break
             if verb == "call":
                 for future in futures:
-                    try:
+                    with suppress(concurrent.futures.CancelledError, HandlerErrors):
                         assert future.result(WAIT) in ([1], [])
-                    except (concurrent.futures.CancelledError, HandlerErrors):
-                        pass
 
         run_threads(3, work)
         check_conservation(bus.stats())

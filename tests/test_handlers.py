@@ -290,7 +290,9 @@ def test_cancel_with_wait_returns_after_the_last_call(verb: str) -> None:
             lock = threading.Lock()
             entered = threading.Event()
 
-            def handler(event: object, lock: Any = lock, running: Any = running) -> None:
+            def handler(
+                event: object, lock: Any = lock, running: Any = running
+            ) -> None:
                 with lock:
                     running[0] += 1
                 entered.set()
@@ -356,7 +358,7 @@ def test_cancelled_handler_is_let_go_when_the_last_emit_ends() -> None:
         owner = Owner()
         reference = weakref.ref(owner)
         own = bus.subscribe("key", owner.handle)
-        bus.on("key", lambda event: own.cancel(), priority=1)
+        bus.on("key", lambda event: own.cancel(), priority=1)  # noqa: F821 (del below)
         bus.emit("key")
         del owner, own
         gc.collect()
@@ -369,7 +371,7 @@ def test_handler_that_refers_to_its_own_subscription_is_collectable() -> None:
         reference = weakref.ref(owner)
 
         def handler(event: object, owner: Owner = owner) -> None:
-            own.cancel()
+            own.cancel()  # noqa: F821 (del below)
 
         own = bus.subscribe("key", handler)
         bus.emit("key")

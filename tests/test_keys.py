@@ -412,7 +412,9 @@ UNSUPPORTED = [
 ]
 
 
-@pytest.mark.parametrize("key", UNSUPPORTED, ids=[type(k).__name__ for k in UNSUPPORTED])
+@pytest.mark.parametrize(
+    "key", UNSUPPORTED, ids=[type(k).__name__ for k in UNSUPPORTED]
+)
 def test_unsupported_key_is_refused_everywhere(key: Any) -> None:
     with EventBus(workers=1) as bus:
         bus.on("good", lambda event: None)

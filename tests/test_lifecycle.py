@@ -1,5 +1,6 @@
 """Collection, allocation, threads, fork, signals, subinterpreters, interpreter exit."""
 
+import contextlib
 import gc
 import os
 import signal
@@ -101,7 +102,8 @@ def test_close_lets_every_handler_go() -> None:
     bus.close()
     owners.clear()
     del owner
-    assert all(is_dead(reference) for reference in references)
+    gc.collect()
+    assert [reference() for reference in references] == [None] * 20
 
 
 def test_dropped_payloads_are_let_go() -> None:
@@ -356,10 +358,8 @@ def test_forks_while_everything_is_at_work() -> None:
             assert bus.emit("child") == 1
             bus.on("1.5", lambda event: None)
             assert bus.emit("1.5") == 1
-            try:
+            with contextlib.suppress(BusForkedError):
                 bus.post("key")
-            except BusForkedError:
-                pass
             bus.stats()
             bus.close()
 

@@ -227,7 +227,7 @@ def test_a_finalizer_may_replace_its_own_key_again_and_again() -> None:
 
 def test_a_deep_nest_of_maps_goes_without_overflow() -> None:
     m: StripedMap[str, Any] = StripedMap()
-    for _ in range(20_000):
+    for _ in range(scaled(20_000)):
         m = StripedMap(inner=m)
     del m
 

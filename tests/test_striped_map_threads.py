@@ -144,7 +144,7 @@ def test_each_item_is_popped_once() -> None:
 def test_setdefault_stores_one_for_all() -> None:
     for _ in range(scaled(100)):
         m: StripedMap[str, object] = StripedMap()
-        found = run_threads(4, lambda _: m.setdefault("a", object()))  # noqa: B023
+        found = run_threads(4, lambda _: m.setdefault("a", object()))
         assert len(set(map(id, found))) == 1
 
 

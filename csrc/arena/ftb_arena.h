@@ -66,93 +66,74 @@ struct ftb_arena_stats {
 
 /* Make an arena that holds at most limit_bytes from the system, headers and cached
  * blocks included; 0 means no limit. Returns NULL when there is no memory. */
-ftb_arena_t *
-ftb_arena_new(uint64_t limit_bytes);
+ftb_arena_t *ftb_arena_new(uint64_t limit_bytes);
 
 /* Give the arena up. Nothing may be allocated from it any more, and it may not be used
  * in any other call; blocks still held stay valid, and its memory goes back to the
  * system with the last of them (or at a later call that meets the arena's registry,
  * such as ftb_arena_new or a thread's end). NULL is allowed. */
-void
-ftb_arena_free(ftb_arena_t *arena);
+void ftb_arena_free(ftb_arena_t *arena);
 
 /* Give cached blocks back to the system: all in the shared depots and all in the
  * calling thread's cache. Other threads keep theirs until they end. Returns how many
  * bytes were given back. */
-uint64_t
-ftb_arena_trim(ftb_arena_t *arena);
+uint64_t ftb_arena_trim(ftb_arena_t *arena);
 
 /* Fill *stats. */
-void
-ftb_arena_stats(ftb_arena_t *arena, struct ftb_arena_stats *stats);
+void ftb_arena_stats(ftb_arena_t *arena, struct ftb_arena_stats *stats);
 
 /* For tests: walk every cached block and compare with the counters. No other thread
  * may use the arena meanwhile. Returns 1 if all is well; otherwise prints the fault on
  * stderr and returns 0. */
-int
-ftb_arena_check(ftb_arena_t *arena);
+int ftb_arena_check(ftb_arena_t *arena);
 
 /* In the child of a fork, before anything else here: every arena becomes usable again.
  * What other threads of the parent had cached is lost to the child. */
-void
-ftb_arena_after_fork_child(void);
+void ftb_arena_after_fork_child(void);
 
 /* A block that holds at least `size` bytes, with one reference. Its content is
  * whatever was there before: see ftb_block_zero. Returns NULL at the limit or when
  * there is no memory; nothing is changed then. */
-ftb_block_t *
-ftb_block_new(ftb_arena_t *arena, uint64_t size);
+ftb_block_t *ftb_block_new(ftb_arena_t *arena, uint64_t size);
 
 /* The same, with the reason: returns an enum ftb_block_result, and sets *block only
  * for FTB_BLOCK_OK. */
-int
-ftb_block_try_new(ftb_arena_t *arena, uint64_t size, ftb_block_t **block);
+int ftb_block_try_new(ftb_arena_t *arena, uint64_t size, ftb_block_t **block);
 
 /* Make the first `size` bytes zero. Only right after the block was made; costs nothing
  * where the memory is fresh from the system. */
-void
-ftb_block_zero(ftb_block_t *block, uint64_t size);
+void ftb_block_zero(ftb_block_t *block, uint64_t size);
 
 /* The first byte, aligned to 64. Valid as long as the caller holds a reference. */
-unsigned char *
-ftb_block_data(ftb_block_t *block);
+unsigned char *ftb_block_data(ftb_block_t *block);
 
 /* How many bytes fit. */
-uint64_t
-ftb_block_capacity(const ftb_block_t *block);
+uint64_t ftb_block_capacity(const ftb_block_t *block);
 
 /* How many bytes count: at first the size asked for. */
-uint64_t
-ftb_block_length(const ftb_block_t *block);
+uint64_t ftb_block_length(const ftb_block_t *block);
 
 /* Set that, to at most the capacity. Only while the block is not shared. */
-void
-ftb_block_set_length(ftb_block_t *block, uint64_t length);
+void ftb_block_set_length(ftb_block_t *block, uint64_t length);
 
 /* Take one more reference. The caller already holds one. Returns the block. */
-ftb_block_t *
-ftb_block_retain(ftb_block_t *block);
+ftb_block_t *ftb_block_retain(ftb_block_t *block);
 
 /* Take n more references in one step, for a fan-out to n receivers. */
-void
-ftb_block_retain_many(ftb_block_t *block, uint32_t n);
+void ftb_block_retain_many(ftb_block_t *block, uint32_t n);
 
 /* Drop one reference. A release too many ends the process with a message. */
-void
-ftb_block_release(ftb_block_t *block);
+void ftb_block_release(ftb_block_t *block);
 
 /* 1 if the caller's reference is the only one, so that it may write again. */
-int
-ftb_block_is_unique(const ftb_block_t *block);
+int ftb_block_is_unique(const ftb_block_t *block);
 
 /* How many references there are; out of date at once where the block is shared. */
-uint32_t
-ftb_block_refcount(const ftb_block_t *block);
+uint32_t ftb_block_refcount(const ftb_block_t *block);
 
 /* Changes each time the block is recycled. A holder that remembers it can tell that
  * somebody released its reference. */
-uint32_t
-ftb_block_generation(const ftb_block_t *block);
+uint32_t ftb_block_generation(const ftb_block_t *block);
 
 /* cdef: end */
 

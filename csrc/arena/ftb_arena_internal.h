@@ -15,7 +15,7 @@
 #define FTB__MAX_CAPACITY (256u * 1024u) /* larger blocks are not pooled */
 #define FTB__MAX_CACHED (32u * 1024u)    /* larger classes have no magazines */
 #define FTB__MAGAZINE_MAX 32u
-#define FTB__MAGAZINE_BYTES (128u * 1024u) /* what one magazine may hold at most */
+#define FTB__MAGAZINE_BYTES (128u * 1024u)     /* what one magazine may hold at most */
 #define FTB__DEPOT_BYTES (32u * 1024u * 1024u) /* what one depot may hold at most */
 #define FTB__DEPOT_PERIOD 256u /* puts between two looks at the working set */
 #define FTB__LARGE UINT16_MAX  /* class_ix of a block above the largest class */
@@ -66,8 +66,8 @@ struct ftb__depot {
 struct ftb_arena {
     /* Written once, before the arena is shared, except closing. */
     FTB_ALIGNED uint64_t limit_bytes;
-    uint64_t serial;   /* never used twice in a process */
-    uint32_t slot;     /* index in the registry, reused after the arena's end */
+    uint64_t serial;     /* never used twice in a process */
+    uint32_t slot;       /* index in the registry, reused after the arena's end */
     atomic_bool closing; /* written by ftb_arena_free, under the registry's lock */
     /* Written by any thread that goes to the system. */
     FTB_ALIGNED ftb_atomic(uint64_t) reserved_bytes;
@@ -124,25 +124,23 @@ ftb__class_capacity(uint32_t class_ix)
 
 /* The slow half of ftb__cache_get: find or make this thread's record. Returns NULL
  * when there is no memory for one. */
-struct ftb__cache *
-ftb__cache_attach(ftb_arena_t *arena);
+struct ftb__cache *ftb__cache_attach(ftb_arena_t *arena);
 
 /* Hand every magazine of the record to the depots. The caller owns the record. */
-void
-ftb__cache_flush(ftb_arena_t *arena, struct ftb__cache *cache);
+void ftb__cache_flush(ftb_arena_t *arena, struct ftb__cache *cache);
 
 /* Forget what the record caches, without touching the blocks: in a fork child, whose
  * other threads stopped anywhere. */
-void
-ftb__cache_abandon(struct ftb__cache *cache);
+void ftb__cache_abandon(struct ftb__cache *cache);
 
 /* This thread's record if it has one, else NULL. */
 static inline struct ftb__cache *
 ftb__cache_peek(ftb_arena_t *arena)
 {
     struct ftb__thread *self = ftb__thread_self;
-    if (FTB_LIKELY(self != NULL && arena->slot < self->entries_n
-                   && self->entries[arena->slot].serial == arena->serial)) {
+    if (FTB_LIKELY(
+            self != NULL && arena->slot < self->entries_n
+            && self->entries[arena->slot].serial == arena->serial)) {
         return self->entries[arena->slot].cache;
     }
     return NULL;
@@ -160,29 +158,23 @@ ftb__cache_get(ftb_arena_t *arena)
 /* ftb_depot.c */
 
 /* Take a chain (its length is in chain_n), or NULL when there is none. */
-ftb_block_t *
-ftb__depot_take(struct ftb__depot *depot);
+ftb_block_t *ftb__depot_take(struct ftb__depot *depot);
 
 /* Add a chain of n blocks. What the depot should not hold goes to the system. */
-void
-ftb__depot_put(struct ftb__depot *depot, ftb_block_t *chain, uint32_t n);
+void ftb__depot_put(struct ftb__depot *depot, ftb_block_t *chain, uint32_t n);
 
 /* Give all back to the system. Returns how many bytes. */
-uint64_t
-ftb__depot_empty(struct ftb__depot *depot);
+uint64_t ftb__depot_empty(struct ftb__depot *depot);
 
 /* Make the depot usable in a fork child. Returns false if its content was lost. */
-bool
-ftb__depot_after_fork_child(struct ftb__depot *depot);
+bool ftb__depot_after_fork_child(struct ftb__depot *depot);
 
 /* ftb_block.c */
 
 /* What a block of that capacity takes from the system. */
-uint64_t
-ftb__block_pooled_bytes(uint64_t cap);
+uint64_t ftb__block_pooled_bytes(uint64_t cap);
 
-uint64_t
-ftb__block_large_bytes(uint64_t cap);
+uint64_t ftb__block_large_bytes(uint64_t cap);
 
 /* What the canary of that block's header must be. */
 static inline uint64_t
@@ -200,33 +192,26 @@ ftb__block_create_large(ftb_arena_t *arena, uint64_t size, ftb_block_t **out);
 
 /* Give one free pooled block, or a chain of them, back to the system. Returns how
  * many bytes. */
-uint64_t
-ftb__block_destroy_chain(ftb_block_t *chain);
+uint64_t ftb__block_destroy_chain(ftb_block_t *chain);
 
 /* Give a large block back and count it as free, in the arena if cache is NULL. The
  * arena may be gone on return. */
-void
-ftb__block_destroy_large(ftb_arena_t *arena, struct ftb__cache *cache,
-                         ftb_block_t *block);
+void ftb__block_destroy_large(
+    ftb_arena_t *arena, struct ftb__cache *cache, ftb_block_t *block);
 
 /* A caller broke the rules and memory may be damaged: name the fault and stop. */
-_Noreturn void
-ftb__block_fault(const ftb_block_t *block, const char *fault);
+_Noreturn void ftb__block_fault(const ftb_block_t *block, const char *fault);
 
 /* What is wrong with a free block, or NULL. */
-const char *
-ftb__block_fault_if_free(ftb_block_t *block);
+const char *ftb__block_fault_if_free(ftb_block_t *block);
 
 /* Stop if the end of a block that is being released was damaged by its holders. */
-void
-ftb__block_verify_tail(const ftb_block_t *block);
+void ftb__block_verify_tail(const ftb_block_t *block);
 
 /* Poison a block's data, and stop if it changed. */
-void
-ftb__block_poison(ftb_block_t *block);
+void ftb__block_poison(ftb_block_t *block);
 
-void
-ftb__block_unpoison(ftb_block_t *block);
+void ftb__block_unpoison(ftb_block_t *block);
 
 #if defined(FTB_DEBUG) || defined(__SANITIZE_ADDRESS__)
 #define FTB__CHECKED 1
@@ -267,25 +252,20 @@ ftb__block_leave_free(ftb_block_t *block)
 /* ftb_arena.c */
 
 /* Account for bytes from the system. Returns false at the limit. */
-FTB_MUST_USE bool
-ftb__arena_reserve(ftb_arena_t *arena, uint64_t bytes);
+FTB_MUST_USE bool ftb__arena_reserve(ftb_arena_t *arena, uint64_t bytes);
 
-void
-ftb__arena_unreserve(ftb_arena_t *arena, uint64_t bytes);
+void ftb__arena_unreserve(ftb_arena_t *arena, uint64_t bytes);
 
 /* After a release into a closing arena: end it if that was the last block. The arena
  * may be gone already, so it is named by slot and serial. */
-void
-ftb__arena_reap(uint32_t slot, uint64_t serial);
+void ftb__arena_reap(uint32_t slot, uint64_t serial);
 
 /* At a thread's end: hand every record in its table back. */
-void
-ftb__arena_thread_exit(struct ftb__thread *thread);
+void ftb__arena_thread_exit(struct ftb__thread *thread);
 
 /* ftb_arena_stats.c */
 
 /* Blocks handed out and not yet released. The caller holds the arena's lock. */
-uint64_t
-ftb__arena_live_locked(ftb_arena_t *arena);
+uint64_t ftb__arena_live_locked(ftb_arena_t *arena);
 
 #endif

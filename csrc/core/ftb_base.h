@@ -44,26 +44,21 @@ enum ftb_result {
 #define FTB_FOREVER UINT64_MAX
 
 /* Nanoseconds on CLOCK_MONOTONIC. */
-uint64_t
-ftb_now_ns(void);
+uint64_t ftb_now_ns(void);
 
 /* Zeroed memory, aligned to FTB_LINE so that neighbours never share a line pair.
  * Returns NULL when there is none. Free with ftb_free. */
-FTB_MUST_USE void *
-ftb_alloc_line(size_t size);
+FTB_MUST_USE void *ftb_alloc_line(size_t size);
 
 /* Zeroed memory with malloc's alignment. Returns NULL when there is none. */
-FTB_MUST_USE void *
-ftb_alloc(size_t size);
+FTB_MUST_USE void *ftb_alloc(size_t size);
 
 /* Free memory from either of the two above; NULL is allowed. */
-void
-ftb_free(void *memory);
+void ftb_free(void *memory);
 
 /* Test hook: let the next `count` allocations succeed and fail the one after, once.
  * A negative count turns the hook off. Process-wide. */
-void
-ftb_fault_alloc(long count);
+void ftb_fault_alloc(long count);
 
 /* The smallest power of two >= n, at least 1. n <= 2**63. */
 static inline uint64_t

@@ -16,7 +16,7 @@ enum ftb_key_kind {
     FTB_KEY_BYTES = 2,  /* bytes are themselves */
     FTB_KEY_INT = 3,    /* bytes are a little-endian int64_t */
     FTB_KEY_OBJECT = 4, /* bytes are an address: the object is its own identity */
-    FTB_KEY_CLASS = 5,  /* likewise, and events reach the handlers of base classes too */
+    FTB_KEY_CLASS = 5, /* likewise, and events reach the handlers of base classes too */
 };
 
 /* A borrowed key, as a caller passes it in. `data` lives as long as the call. */
@@ -46,8 +46,7 @@ ftb_keyview_of(enum ftb_key_kind kind, const void *data, uint32_t len_bytes);
 FTB_MUST_USE enum ftb_result
 ftb_key_init(struct ftb_key *key, const struct ftb_keyview *view);
 
-void
-ftb_key_fini(struct ftb_key *key);
+void ftb_key_fini(struct ftb_key *key);
 
 static inline const void *
 ftb_key_bytes(const struct ftb_key *key)
@@ -59,8 +58,8 @@ ftb_key_bytes(const struct ftb_key *key)
 static inline struct ftb_keyview
 ftb_key_view(const struct ftb_key *key)
 {
-    return (struct ftb_keyview){key->hash, ftb_key_bytes(key), key->len_bytes,
-                                key->kind};
+    return (struct ftb_keyview){
+        key->hash, ftb_key_bytes(key), key->len_bytes, key->kind};
 }
 
 static inline bool

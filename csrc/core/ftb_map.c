@@ -41,8 +41,8 @@ slot_entry(uintptr_t slot)
 static struct ftb_table *
 table_new(uint32_t slots_n)
 {
-    struct ftb_table *table
-        = ftb_alloc_line(sizeof *table + (size_t)slots_n * sizeof table->slots[0]);
+    struct ftb_table *table =
+        ftb_alloc_line(sizeof *table + (size_t)slots_n * sizeof table->slots[0]);
     if (table != NULL) {
         table->mask = slots_n - 1;
     }
@@ -155,8 +155,8 @@ static enum ftb_result
 stripe_rehash_locked(struct ftb_stripe *stripe)
 {
     uint32_t slots_n = (uint32_t)ftb_next_pow2(2 * ((uint64_t)stripe->entries_n + 1));
-    struct ftb_table *fresh
-        = table_new(slots_n < TABLE_MIN_SLOTS ? TABLE_MIN_SLOTS : slots_n);
+    struct ftb_table *fresh =
+        table_new(slots_n < TABLE_MIN_SLOTS ? TABLE_MIN_SLOTS : slots_n);
     if (fresh == NULL) {
         return FTB_NOMEM;
     }
@@ -216,7 +216,8 @@ removed_clear_locked(struct ftb_stripe *stripe, struct ftb_table *table, uint64_
         i = (i + 1) & table->mask;
     }
     for (i = (i - 1) & table->mask; /* the slot after i is empty */
-         ftb_load_relaxed(&table->slots[i]) == SLOT_REMOVED; i = (i - 1) & table->mask) {
+         ftb_load_relaxed(&table->slots[i]) == SLOT_REMOVED;
+         i = (i - 1) & table->mask) {
         ftb_store_seq_cst(&table->slots[i], (uintptr_t)SLOT_EMPTY);
         stripe->removed_n--;
     }
@@ -249,8 +250,7 @@ ftb_map_detach_locked(struct ftb_stripe *stripe)
 
 void
 ftb_table_each(
-    struct ftb_table *table,
-    void (*fn)(struct ftb_entry *entry, void *context),
+    struct ftb_table *table, void (*fn)(struct ftb_entry *entry, void *context),
     void *context)
 {
     for (uint32_t i = 0; i <= table->mask; i++) {
@@ -283,7 +283,8 @@ ftb_map_dismantle(struct ftb_map *map, void (*fn)(struct ftb_entry *entry))
 
 void
 ftb_map_each(
-    struct ftb_map *map, void (*fn)(struct ftb_entry *entry, void *context), void *context)
+    struct ftb_map *map, void (*fn)(struct ftb_entry *entry, void *context),
+    void *context)
 {
     for (uint32_t s = 0; s < map->stripes_n; s++) {
         struct ftb_stripe *stripe = &map->stripes[s];

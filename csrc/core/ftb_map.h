@@ -45,19 +45,15 @@ struct ftb_map {
 };
 
 /* Make an empty map with the next power of two of stripes. */
-FTB_MUST_USE enum ftb_result
-ftb_map_init(struct ftb_map *map, uint32_t stripes_n);
+FTB_MUST_USE enum ftb_result ftb_map_init(struct ftb_map *map, uint32_t stripes_n);
 
 /* Free the tables; nobody may read any more. The entries stay their owner's. */
-void
-ftb_map_fini(struct ftb_map *map);
+void ftb_map_fini(struct ftb_map *map);
 
 /* Lock the stripe of a hash, or all of what follows would race. */
-struct ftb_stripe *
-ftb_map_lock(struct ftb_map *map, uint64_t hash);
+struct ftb_stripe *ftb_map_lock(struct ftb_map *map, uint64_t hash);
 
-void
-ftb_map_unlock(struct ftb_stripe *stripe);
+void ftb_map_unlock(struct ftb_stripe *stripe);
 
 /* The entry of a key, or NULL. Inside a section, or with the stripe locked. */
 struct ftb_entry *
@@ -75,46 +71,37 @@ ftb_map_remove_locked(struct ftb_stripe *stripe, const struct ftb_keyview *view)
  * keys which come and go cause no rehash; and rehash a stripe of more than 64 slots that
  * is less than an eighth full, so that memory and walks stay in proportion to what there
  * is. Without memory for that it stays as it is. */
-void
-ftb_map_trim_locked(struct ftb_stripe *stripe, uint64_t hash);
+void ftb_map_trim_locked(struct ftb_stripe *stripe, uint64_t hash);
 
 /* Empty the stripe: put a fresh table in the place of its own, which is returned for
  * ftb_table_each and ftb_table_retire. NULL: no memory, nothing changed. */
-FTB_MUST_USE struct ftb_table *
-ftb_map_detach_locked(struct ftb_stripe *stripe);
+FTB_MUST_USE struct ftb_table *ftb_map_detach_locked(struct ftb_stripe *stripe);
 
 /* Call fn for each entry of a detached table, without any lock: fn may retire them. */
-void
-ftb_table_each(
-    struct ftb_table *table,
-    void (*fn)(struct ftb_entry *entry, void *context),
+void ftb_table_each(
+    struct ftb_table *table, void (*fn)(struct ftb_entry *entry, void *context),
     void *context);
 
-void
-ftb_table_retire(struct ftb_table *table);
+void ftb_table_retire(struct ftb_table *table);
 
 /* Call fn for each entry, a stripe at a time under its lock: fn must be short and call
  * no user code. Entries added or removed meanwhile may be seen or not. */
-void
-ftb_map_each(
-    struct ftb_map *map, void (*fn)(struct ftb_entry *entry, void *context), void *context);
+void ftb_map_each(
+    struct ftb_map *map, void (*fn)(struct ftb_entry *entry, void *context),
+    void *context);
 
 /* Call fn for each entry without any lock, before ftb_map_fini: nobody else may use the
  * map any more, so fn may free the entries and run user code. */
-void
-ftb_map_dismantle(struct ftb_map *map, void (*fn)(struct ftb_entry *entry));
+void ftb_map_dismantle(struct ftb_map *map, void (*fn)(struct ftb_entry *entry));
 
 /* Number of entries; exact when nobody writes. */
-size_t
-ftb_map_len(struct ftb_map *map);
+size_t ftb_map_len(struct ftb_map *map);
 
 /* True if every entry is found under its own key and the counts add up. */
-bool
-ftb_map_is_valid(struct ftb_map *map);
+bool ftb_map_is_valid(struct ftb_map *map);
 
 /* In a fork's child: make the locks new, and the counts right, whoever was at them. A
  * table is whole at every moment. */
-void
-ftb_map_after_fork_child(struct ftb_map *map);
+void ftb_map_after_fork_child(struct ftb_map *map);
 
 #endif

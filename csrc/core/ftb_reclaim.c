@@ -190,8 +190,8 @@ hazard_set_add(const void *object, void *context)
 static int
 compare_pointers(const void *a, const void *b)
 {
-    uintptr_t x = (uintptr_t) * (const void *const *)a;
-    uintptr_t y = (uintptr_t) * (const void *const *)b;
+    uintptr_t x = (uintptr_t)*(const void *const *)a;
+    uintptr_t y = (uintptr_t)*(const void *const *)b;
     return (x > y) - (x < y);
 }
 
@@ -218,9 +218,11 @@ kept_split_locked(const struct hazard_set *set)
     struct ftb_retired *free_list = NULL, *held = NULL, *next;
     for (struct ftb_retired *r = kept; r != NULL; r = next) {
         next = r->next;
-        bool is_held = set->n > 0
-                       && bsearch(&r->object, set->objects, set->n, sizeof(void *),
-                                  compare_pointers) != NULL;
+        bool is_held =
+            set->n > 0
+            && bsearch(
+                   &r->object, set->objects, set->n, sizeof(void *), compare_pointers)
+                   != NULL;
         struct ftb_retired **list = is_held ? &held : &free_list;
         r->next = *list;
         *list = r;

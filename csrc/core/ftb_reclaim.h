@@ -78,8 +78,7 @@ struct ftb_threads {
 extern FTB_TLS struct ftb_thread *ftb_thread_local;
 
 /* This thread's record, made or taken over on first use. NULL: no memory. */
-FTB_NOINLINE struct ftb_thread *
-ftb_thread_register(void);
+FTB_NOINLINE struct ftb_thread *ftb_thread_register(void);
 
 static inline struct ftb_thread *
 ftb_thread_current(void)
@@ -212,26 +211,23 @@ ftb__hazards_each(
 }
 
 /* Hand over an unlinked object; free_fn runs later, from some thread's ftb_reclaim. */
-void
-ftb_retire(
-    struct ftb_retired *self, const void *object, void (*free_fn)(struct ftb_retired *));
+void ftb_retire(
+    struct ftb_retired *self, const void *object,
+    void (*free_fn)(struct ftb_retired *));
 
 /* Free what nobody can see any more. Returns how many objects are still held. */
-size_t
-ftb_reclaim(void);
+size_t ftb_reclaim(void);
 
 /* True if a slot of a thread other than the caller's holds an object for which `match` is
  * true, or if that cannot be told now (a section did not close in time: ask again).
  * `match` may look into the objects; it runs under the reclaimer's lock. */
-bool
-ftb_hazard_find(bool (*match)(const void *object, void *context), void *context);
+bool ftb_hazard_find(bool (*match)(const void *object, void *context), void *context);
 
 /* Call fn for every record ever made, live or not. */
 void
 ftb_thread_each(void (*fn)(struct ftb_thread *thread, void *context), void *context);
 
 /* In a fork's child, before anything else: the other threads are gone. */
-void
-ftb_reclaim_after_fork_child(void);
+void ftb_reclaim_after_fork_child(void);
 
 #endif

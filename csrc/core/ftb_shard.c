@@ -33,8 +33,8 @@ hold_ids_across_fork(void)
 static struct ftb_directory *
 directory_new(uint32_t pages_n)
 {
-    struct ftb_directory *directory
-        = ftb_alloc(sizeof *directory + pages_n * sizeof directory->pages[0]);
+    struct ftb_directory *directory =
+        ftb_alloc(sizeof *directory + pages_n * sizeof directory->pages[0]);
     if (directory != NULL) {
         directory->pages_n = pages_n;
     }
@@ -62,8 +62,8 @@ directory_grow_local(struct ftb_shard *shard, uint32_t page_ix)
     if (page_ix < old->pages_n) {
         return old;
     }
-    struct ftb_directory *grown
-        = directory_new((uint32_t)ftb_next_pow2((uint64_t)page_ix + 1));
+    struct ftb_directory *grown =
+        directory_new((uint32_t)ftb_next_pow2((uint64_t)page_ix + 1));
     if (grown == NULL) {
         return NULL;
     }

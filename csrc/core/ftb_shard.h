@@ -54,8 +54,7 @@ struct ftb_shard {
 struct ftb_thread;
 
 /* An empty shard. NULL: no memory. */
-struct ftb_shard *
-ftb_shard_new(void);
+struct ftb_shard *ftb_shard_new(void);
 
 /* The slow way to a cell: makes its page. NULL: no memory. Owner only. */
 FTB_NOINLINE struct ftb_cell *
@@ -79,16 +78,13 @@ ftb_shard_cell_local(struct ftb_shard *shard, uint32_t id)
 
 /* Add the cells of `id` in every shard to *totals. Each counter is monotone from one
  * call to the next; together they are no consistent cut while others write. */
-void
-ftb_shard_sum(uint32_t id, struct ftb_totals *totals);
+void ftb_shard_sum(uint32_t id, struct ftb_totals *totals);
 
 /* A topic id, the last one released or else the next new one, so that ids stay dense.
  * UINT32_MAX: no memory. */
-uint32_t
-ftb_shard_id_acquire(void);
+uint32_t ftb_shard_id_acquire(void);
 
 /* Zero the id's cells and make it free. Nobody may count on it any more. */
-void
-ftb_shard_id_release(uint32_t id);
+void ftb_shard_id_release(uint32_t id);
 
 #endif

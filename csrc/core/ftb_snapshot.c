@@ -20,12 +20,13 @@ is_kept(struct ftb_handler *handler)
 
 static void
 snapshot_append(
-    struct ftb_snapshot *snapshot, struct ftb_handler **out, struct ftb_handler *handler)
+    struct ftb_snapshot *snapshot, struct ftb_handler **out,
+    struct ftb_handler *handler)
 {
     ftb_handler_retain(handler);
     snapshot->flags |= handler->flags;
-    snapshot->calls[out - ftb_snapshot_handlers(snapshot)]
-        = (struct ftb_call){handler->func, handler->self};
+    snapshot->calls[out - ftb_snapshot_handlers(snapshot)] =
+        (struct ftb_call){handler->func, handler->self};
     *out = handler;
 }
 
@@ -33,9 +34,7 @@ snapshot_append(
  * cancelled between the count and the fill. */
 struct ftb_snapshot *
 ftb_snapshot_fill(
-    struct ftb_snapshot *room,
-    struct ftb_topic *topic,
-    struct ftb_snapshot *old,
+    struct ftb_snapshot *room, struct ftb_topic *topic, struct ftb_snapshot *old,
     struct ftb_handler *added)
 {
     struct ftb_handler **handlers = old != NULL ? ftb_snapshot_handlers(old) : NULL;

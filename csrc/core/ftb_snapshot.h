@@ -27,17 +27,17 @@ enum ftb_handler_state {
 };
 
 struct ftb_handler {
-    ftb_atomic(uint32_t) refs;  /* snapshots + the subscription object */
+    ftb_atomic(uint32_t) refs; /* snapshots + the subscription object */
     /* enum ftb_handler_state; goes back only from SPENT, by who set that */
     ftb_atomic(uint32_t) state;
     uint32_t flags;
     int32_t priority;
     uint64_t serial; /* unique on its bus, unlike an address */
-    void *func;     /* called with (self, event), or with (event) if self is NULL */
-    void *self;     /* set for bound methods, which are unwrapped */
-    void *callable; /* what the user passed in, or its weak reference; for messages */
+    void *func;      /* called with (self, event), or with (event) if self is NULL */
+    void *self;      /* set for bound methods, which are unwrapped */
+    void *callable;  /* what the user passed in, or its weak reference; for messages */
     const void *target; /* where the weak one's object is or was; only compared */
-    void *owner; /* the subscription object while it lives, for the collector */
+    void *owner;        /* the subscription object while it lives, for the collector */
     struct ftb_topic *topic;
     struct ftb_handler *previous, *next; /* the bus's list; guarded by its lock */
 };
@@ -71,26 +71,20 @@ ftb_snapshot_retired(struct ftb_snapshot *snapshot)
 
 /* Room for a snapshot of up to `most` handlers. NULL: no memory. Taken before anything is
  * changed, so that the change itself cannot fail. */
-FTB_MUST_USE struct ftb_snapshot *
-ftb_snapshot_reserve(size_t most);
+FTB_MUST_USE struct ftb_snapshot *ftb_snapshot_reserve(size_t most);
 
 /* Make the room a snapshot: `old` (may be NULL) with `added` (may be NULL) in its place
  * by priority, without the handlers that are cancelled. NULL if none is left: then the
  * room is freed. */
-FTB_MUST_USE struct ftb_snapshot *
-ftb_snapshot_fill(
-    struct ftb_snapshot *room,
-    struct ftb_topic *topic,
-    struct ftb_snapshot *old,
+FTB_MUST_USE struct ftb_snapshot *ftb_snapshot_fill(
+    struct ftb_snapshot *room, struct ftb_topic *topic, struct ftb_snapshot *old,
     struct ftb_handler *added);
 
 /* Retire an unlinked snapshot (NULL is allowed). */
-void
-ftb_snapshot_retire(struct ftb_snapshot *snapshot);
+void ftb_snapshot_retire(struct ftb_snapshot *snapshot);
 
 /* Free one that nobody can see: it was never published, or its time has come. */
-void
-ftb_snapshot_discard(struct ftb_snapshot *snapshot);
+void ftb_snapshot_discard(struct ftb_snapshot *snapshot);
 
 static inline void
 ftb_handler_retain(struct ftb_handler *handler)
@@ -100,8 +94,7 @@ ftb_handler_retain(struct ftb_handler *handler)
 
 /* Drop a reference; the last one unlinks the handler from its bus and calls
  * ftb_handler_release_fn. Holds no lock while it does. */
-void
-ftb_handler_release(struct ftb_handler *handler);
+void ftb_handler_release(struct ftb_handler *handler);
 
 /* Frees what the Python layer hung on a handler; set once, before the first handler. */
 extern void (*ftb_handler_release_fn)(struct ftb_handler *handler);

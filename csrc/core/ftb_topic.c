@@ -79,11 +79,8 @@ topic_new(struct ftb_bus *bus, const struct ftb_keyview *view, void *key_object)
 
 enum ftb_result
 ftb_bus_topic(
-    struct ftb_bus *bus,
-    const struct ftb_keyview *view,
-    void *key_object,
-    struct ftb_topic **topic,
-    bool *is_new)
+    struct ftb_bus *bus, const struct ftb_keyview *view, void *key_object,
+    struct ftb_topic **topic, bool *is_new)
 {
     enum ftb_result result = FTB_OK;
     struct ftb_stripe *stripe = ftb_map_lock(&bus->topics, view->hash);
@@ -158,11 +155,12 @@ ftb_topic_add(struct ftb_topic *topic, struct ftb_handler *handler)
      * it, or the clear sees the handler. */
     if (ftb_load_acquire(&bus->is_closed) == 0) {
         struct ftb_snapshot *old = ftb_load_relaxed(&topic->snapshot); /* locked */
-        struct ftb_snapshot *room
-            = ftb_snapshot_reserve((old != NULL ? (size_t)old->n : 0) + 1);
+        struct ftb_snapshot *room =
+            ftb_snapshot_reserve((old != NULL ? (size_t)old->n : 0) + 1);
         result = room != NULL ? FTB_OK : FTB_NOMEM;
         if (room != NULL) {
-            snapshot_replace_locked(topic, ftb_snapshot_fill(room, topic, old, handler));
+            snapshot_replace_locked(
+                topic, ftb_snapshot_fill(room, topic, old, handler));
         }
     }
     ftb_map_unlock(stripe);
@@ -172,8 +170,7 @@ ftb_topic_add(struct ftb_topic *topic, struct ftb_handler *handler)
 static bool
 has_match(
     struct ftb_snapshot *snapshot,
-    bool (*match)(const struct ftb_handler *handler, void *context),
-    void *context)
+    bool (*match)(const struct ftb_handler *handler, void *context), void *context)
 {
     struct ftb_handler **handlers = ftb_snapshot_handlers(snapshot);
     uint32_t i = 0;
@@ -186,16 +183,15 @@ has_match(
 static size_t
 handlers_cancel_locked(
     struct ftb_snapshot *snapshot,
-    bool (*match)(const struct ftb_handler *handler, void *context),
-    void *context)
+    bool (*match)(const struct ftb_handler *handler, void *context), void *context)
 {
     size_t removed_n = 0;
     struct ftb_handler **handlers = ftb_snapshot_handlers(snapshot);
     for (uint32_t i = 0; i < snapshot->n; i++) {
         if (match == NULL || match(handlers[i], context)) {
             /* Release: pairs with the acquire in an emit that is under way. */
-            uint32_t was
-                = ftb_exchange_acq_rel(&handlers[i]->state, FTB_HANDLER_CANCELLED);
+            uint32_t was =
+                ftb_exchange_acq_rel(&handlers[i]->state, FTB_HANDLER_CANCELLED);
             removed_n += was == FTB_HANDLER_ACTIVE;
         }
     }
@@ -205,14 +201,13 @@ handlers_cancel_locked(
 enum ftb_result
 ftb_topic_remove(
     struct ftb_topic *topic,
-    bool (*match)(const struct ftb_handler *handler, void *context),
-    void *context,
+    bool (*match)(const struct ftb_handler *handler, void *context), void *context,
     size_t *removed_n)
 {
     enum ftb_result result = FTB_OK;
     *removed_n = 0;
-    struct ftb_stripe *stripe
-        = ftb_map_lock(&topic->bus->topics, topic->entry.key.hash);
+    struct ftb_stripe *stripe =
+        ftb_map_lock(&topic->bus->topics, topic->entry.key.hash);
     struct ftb_snapshot *old = ftb_load_relaxed(&topic->snapshot); /* locked */
     if (old != NULL && has_match(old, match, context)) {
         struct ftb_snapshot *room = ftb_snapshot_reserve(old->n);
@@ -279,7 +274,8 @@ ftb_bus_after_fork_child(struct ftb_bus *bus)
 {
     ftb_map_after_fork_child(&bus->topics);
     pthread_mutex_init(&bus->handlers_lock, NULL);
-    struct ftb_handler *previous = NULL; /* the chain of `next` is whole at every moment */
+    struct ftb_handler *previous =
+        NULL; /* the chain of `next` is whole at every moment */
     for (struct ftb_handler *h = bus->handlers; h != NULL; h = h->next) {
         h->previous = previous;
         previous = h;

@@ -16,9 +16,9 @@ struct ftb_topic {
     struct ftb_entry entry; /* first: the map finds topics by it */
     /* Written under the stripe lock; read inside sections. NULL: no handlers. */
     ftb_atomic(struct ftb_snapshot *) snapshot;
-    uint32_t id;        /* of its counters; set before the topic is published */
+    uint32_t id; /* of its counters; set before the topic is published */
     struct ftb_bus *bus;
-    void *key_object;   /* the Python layer's owned reference; likewise */
+    void *key_object; /* the Python layer's owned reference; likewise */
 };
 
 struct ftb_bus {
@@ -36,8 +36,7 @@ struct ftb_bus {
 extern void (*ftb_topic_release_fn)(struct ftb_topic *topic);
 
 /* A bus core with one reference. NULL: no memory. */
-struct ftb_bus *
-ftb_bus_new(uint32_t stripes_n);
+struct ftb_bus *ftb_bus_new(uint32_t stripes_n);
 
 static inline void
 ftb_bus_retain(struct ftb_bus *bus)
@@ -46,8 +45,7 @@ ftb_bus_retain(struct ftb_bus *bus)
 }
 
 /* Drop a reference; the last one frees all topics. */
-void
-ftb_bus_release(struct ftb_bus *bus);
+void ftb_bus_release(struct ftb_bus *bus);
 
 /* The topic of a key inside a section, or NULL. It lives as long as the bus core. */
 static inline struct ftb_topic *
@@ -56,15 +54,26 @@ ftb_bus_find(const struct ftb_bus *bus, const struct ftb_keyview *view)
     return (struct ftb_topic *)(void *)ftb_map_find(&bus->topics, view);
 }
 
+/* Hold the snapshot that a topic has now, until ftb_hazard_drop: (1) to (4) of
+ * ftb_reclaim.c. NULL, and nothing is held, if it has no handlers. The caller has checked
+ * that thread->depth is under FTB_DEPTH_MAX. */
+static inline struct ftb_snapshot *
+ftb_topic_hold(struct ftb_thread *thread, struct ftb_topic *topic)
+{
+    uint64_t odd = ftb_section_enter(thread);
+    struct ftb_snapshot *snapshot = ftb_load_seq_cst(&topic->snapshot); /* (2) */
+    if (snapshot != NULL) {
+        ftb_hazard_hold(thread, snapshot);
+    }
+    ftb_section_leave(thread, odd);
+    return snapshot;
+}
+
 /* The topic of a key, made if it is new. *is_new says which: then the caller gave its
  * key_object away. FTB_NOMEM: nothing changed. */
-FTB_MUST_USE enum ftb_result
-ftb_bus_topic(
-    struct ftb_bus *bus,
-    const struct ftb_keyview *view,
-    void *key_object,
-    struct ftb_topic **topic,
-    bool *is_new);
+FTB_MUST_USE enum ftb_result ftb_bus_topic(
+    struct ftb_bus *bus, const struct ftb_keyview *view, void *key_object,
+    struct ftb_topic **topic, bool *is_new);
 
 /* Subscribe: publish a snapshot with the handler in it. The caller made the handler and
  * keeps its own reference. FTB_CLOSED after ftb_bus_clear; FTB_NOMEM: nothing changed. */
@@ -75,16 +84,13 @@ ftb_topic_add(struct ftb_topic *topic, struct ftb_handler *handler);
  * snapshot without them. Sets *removed_n to how many were active. `match` runs under the
  * stripe's lock: it must not run user code, drop a reference or block.
  * FTB_NOMEM: nothing changed. */
-FTB_MUST_USE enum ftb_result
-ftb_topic_remove(
+FTB_MUST_USE enum ftb_result ftb_topic_remove(
     struct ftb_topic *topic,
-    bool (*match)(const struct ftb_handler *handler, void *context),
-    void *context,
+    bool (*match)(const struct ftb_handler *handler, void *context), void *context,
     size_t *removed_n);
 
 /* Close: no topic takes handlers any more, and all handlers are cancelled. */
-void
-ftb_bus_clear(struct ftb_bus *bus);
+void ftb_bus_clear(struct ftb_bus *bus);
 
 /* Wait until no other thread is inside an emit that may run this cancelled handler.
  * FTB_TIMEOUT at the deadline. Blocks: the caller is detached. */
@@ -92,15 +98,12 @@ FTB_MUST_USE enum ftb_result
 ftb_handler_wait_quiet(struct ftb_handler *handler, uint64_t deadline_ns);
 
 /* A new, unlinked handler for a topic, with one reference. NULL: no memory. */
-struct ftb_handler *
-ftb_handler_new(struct ftb_topic *topic);
+struct ftb_handler *ftb_handler_new(struct ftb_topic *topic);
 
 /* Called by ftb_handler_release. */
-void
-ftb_bus_unlink_handler(struct ftb_bus *bus, struct ftb_handler *handler);
+void ftb_bus_unlink_handler(struct ftb_bus *bus, struct ftb_handler *handler);
 
 /* In a fork's child: make the locks new, and whole what they guard, whoever was at it. */
-void
-ftb_bus_after_fork_child(struct ftb_bus *bus);
+void ftb_bus_after_fork_child(struct ftb_bus *bus);
 
 #endif

@@ -99,7 +99,8 @@ hash_0_to_16(const uint8_t *in, size_t len)
 {
     if (len > 8) {
         uint64_t lo = read64(in) ^ (read64(secret + 24) ^ read64(secret + 32));
-        uint64_t hi = read64(in + len - 8) ^ (read64(secret + 40) ^ read64(secret + 48));
+        uint64_t hi =
+            read64(in + len - 8) ^ (read64(secret + 40) ^ read64(secret + 48));
         return avalanche(len + __builtin_bswap64(lo) + hi + mul128_fold64(lo, hi));
     }
     if (len >= 4) {
@@ -179,8 +180,9 @@ hash_long(const uint8_t *in, size_t len)
         acc, in + len - STRIPE_BYTES, secret + SECRET_BYTES - STRIPE_BYTES - 7);
     uint64_t h = len * PRIME64_1;
     for (size_t i = 0; i < 4; i++) {
-        h += mul128_fold64(acc[2 * i] ^ read64(secret + 11 + 16 * i),
-                           acc[2 * i + 1] ^ read64(secret + 11 + 16 * i + 8));
+        h += mul128_fold64(
+            acc[2 * i] ^ read64(secret + 11 + 16 * i),
+            acc[2 * i + 1] ^ read64(secret + 11 + 16 * i + 8));
     }
     return avalanche(h);
 }

@@ -9,7 +9,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-uint64_t
-ftb_xxh3_64(const void *data, size_t len_bytes);
+uint64_t ftb_xxh3_64(const void *data, size_t len_bytes);
 
 #endif

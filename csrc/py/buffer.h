@@ -14,11 +14,11 @@
 
 /* A range of a block. Holds one reference to the block until it is released. */
 typedef struct {
-    PyObject_HEAD
-    ftb_block_t *block;   /* written at creation; not followed once released */
-    unsigned char *data;  /* the first byte; written at creation */
-    PyObject *root;       /* strong, or NULL: whose writability this shares; likewise */
-    uint32_t generation;  /* the block's; written at creation */
+    PyObject_HEAD ftb_block_t
+        *block;          /* written at creation; not followed once released */
+    unsigned char *data; /* the first byte; written at creation */
+    PyObject *root;      /* strong, or NULL: whose writability this shares; likewise */
+    uint32_t generation; /* the block's; written at creation */
     ftb_atomic(Py_ssize_t) length; /* written at creation and by the one freeze */
     ftb_atomic(uint64_t) state;    /* see buffer.c; written by any thread */
     ftb_atomic(Py_hash_t) hash;    /* -1 until known; any thread stores the same */
@@ -26,9 +26,8 @@ typedef struct {
 } BufferObject;
 
 typedef struct {
-    PyObject_HEAD
-    ftb_arena_t *arena; /* written at creation, given up at dealloc */
-    PyObject *name;     /* str; written at creation */
+    PyObject_HEAD ftb_arena_t *arena; /* written at creation, given up at dealloc */
+    PyObject *name;                   /* str; written at creation */
     PyObject *weakrefs;
 } BufferPoolObject;
 
@@ -37,8 +36,7 @@ extern PyTypeObject ftb_buffer_pool_type;
 
 /* Make the types ready and add Buffer, BufferPool, default_pool and
  * buffer_from_handle to the module. 0, or -1 with an exception set. */
-int
-ftb_buffer_types_ready(PyObject *module);
+int ftb_buffer_types_ready(PyObject *module);
 
 static inline int
 ftb_buffer_check(PyObject *object)
@@ -49,33 +47,27 @@ ftb_buffer_check(PyObject *object)
 /* A frozen Buffer with the bytes of a bytes-like object, copied once into a block of
  * the pool (NULL: the default pool). A frozen Buffer is returned itself. New reference,
  * or NULL with TypeError, ArenaLimitError or MemoryError set. */
-PyObject *
-ftb_buffer_from_object(PyObject *pool, PyObject *bytes_like);
+PyObject *ftb_buffer_from_object(PyObject *pool, PyObject *bytes_like);
 
 /* Another Buffer object over the same bytes, no copy: one for each thread keeps the
  * object's own reference count out of other threads' caches. The argument must be a
  * Buffer. New reference, or NULL with BufferError or MemoryError set. */
-PyObject *
-ftb_buffer_share(PyObject *buffer);
+PyObject *ftb_buffer_share(PyObject *buffer);
 
 /* A Buffer over the first ftb_block_length(block) bytes. Steals one reference to the
  * block, also on failure. New reference, or NULL with MemoryError set. */
-PyObject *
-ftb_buffer_wrap(ftb_block_t *block, bool frozen);
+PyObject *ftb_buffer_wrap(ftb_block_t *block, bool frozen);
 
 /* The arena behind ftbus.default_pool. Lives as long as the process. */
-ftb_arena_t *
-ftb_default_arena(void);
+ftb_arena_t *ftb_default_arena(void);
 
 /* A Buffer with a copy of the bytes, made in the pool (NULL: the default pool). New
  * reference, or NULL with an exception set. */
-PyObject *
-buffer_pool_copy(BufferPoolObject *pool, PyObject *bytes_like, bool frozen);
+PyObject *buffer_pool_copy(BufferPoolObject *pool, PyObject *bytes_like, bool frozen);
 
 /* Copy n bytes that may overlap, letting other threads run where it takes long. The
  * caller keeps both ends alive. */
-void
-buffer_copy_bytes(unsigned char *to, const void *from, Py_ssize_t n);
+void buffer_copy_bytes(unsigned char *to, const void *from, Py_ssize_t n);
 
 /* Between these two the Buffer's bytes stay valid and, for BUFFER_WRITE, writable.
  * buffer_enter returns what was entered, or -1 with BufferError set; the same is passed
@@ -86,23 +78,18 @@ enum buffer_use {
     BUFFER_ANY = 2, /* for buffer_enter: write if the Buffer is writable, else read */
 };
 
-int
-buffer_enter(BufferObject *self, enum buffer_use use);
+int buffer_enter(BufferObject *self, enum buffer_use use);
 
-void
-buffer_leave(BufferObject *self, enum buffer_use use);
+void buffer_leave(BufferObject *self, enum buffer_use use);
 
 /* Whether the bytes can change no more. */
-bool
-buffer_is_frozen(BufferObject *self);
+bool buffer_is_frozen(BufferObject *self);
 
 /* buffer_freelist.c: an object with its reference count at 1 and all else unset, or
  * NULL with MemoryError set; and where a dead one goes. */
-BufferObject *
-buffer_freelist_take(void);
+BufferObject *buffer_freelist_take(void);
 
-void
-buffer_freelist_give(BufferObject *self);
+void buffer_freelist_give(BufferObject *self);
 
 /* buffer_methods.c: what the type's tables name. */
 extern PyMethodDef buffer_methods[];
@@ -110,27 +97,20 @@ extern PyGetSetDef buffer_getset[];
 extern PySequenceMethods buffer_as_sequence;
 extern PyMappingMethods buffer_as_mapping;
 
-PyObject *
-buffer_richcompare(PyObject *op, PyObject *other, int comparison);
+PyObject *buffer_richcompare(PyObject *op, PyObject *other, int comparison);
 
-Py_hash_t
-buffer_hash(PyObject *op);
+Py_hash_t buffer_hash(PyObject *op);
 
-PyObject *
-buffer_repr(PyObject *op);
+PyObject *buffer_repr(PyObject *op);
 
 /* buffer.c, for the methods. */
-PyObject *
-buffer_freeze(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
+PyObject *buffer_freeze(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
 
-PyObject *
-buffer_release(PyObject *op, PyObject *unused);
+PyObject *buffer_release(PyObject *op, PyObject *unused);
 
 /* A Buffer over [start, start + length) of the entered parent's bytes. */
-PyObject *
-buffer_slice(BufferObject *parent, Py_ssize_t start, Py_ssize_t length);
+PyObject *buffer_slice(BufferObject *parent, Py_ssize_t start, Py_ssize_t length);
 
-bool
-buffer_is_released(BufferObject *self);
+bool buffer_is_released(BufferObject *self);
 
 #endif

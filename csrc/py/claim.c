@@ -7,10 +7,9 @@
 #include "errors.h"
 
 typedef struct {
-    PyObject_HEAD
-    struct ftb_handler *handler; /* one reference */
-    BusObject *bus;              /* strong */
-    int is_reserved;             /* a once-handler, SPENT by this claim */
+    PyObject_HEAD struct ftb_handler *handler; /* one reference */
+    BusObject *bus;                            /* strong */
+    int is_reserved;                           /* a once-handler, SPENT by this claim */
 } ClaimObject;
 
 static PyTypeObject claim_type;
@@ -41,20 +40,6 @@ claim_new(BusObject *bus, struct ftb_handler *handler)
         Py_CLEAR(self);
     }
     return (PyObject *)self;
-}
-
-/* Hold the snapshot that a topic has now, so that cancel(wait=True) waits for the caller
- * and nothing in it is freed. */
-static struct ftb_snapshot *
-topic_hold(struct ftb_thread *thread, struct ftb_topic *topic)
-{
-    uint64_t odd = ftb_section_enter(thread);
-    struct ftb_snapshot *snapshot = ftb_load_seq_cst(&topic->snapshot); /* (2) */
-    if (snapshot != NULL) {
-        ftb_hazard_hold(thread, snapshot);
-    }
-    ftb_section_leave(thread, odd);
-    return snapshot;
 }
 
 static void
@@ -94,7 +79,7 @@ topic_claim_handlers(BusObject *bus, struct ftb_topic *topic)
     if (list == NULL) {
         return NULL;
     }
-    struct ftb_snapshot *snapshot = topic_hold(thread, topic);
+    struct ftb_snapshot *snapshot = ftb_topic_hold(thread, topic);
     for (uint32_t i = 0; snapshot != NULL && i < snapshot->n; i++) {
         if (claim_append(bus, ftb_snapshot_handlers(snapshot)[i], list) < 0) {
             Py_CLEAR(list); /* which gives them back */
@@ -204,7 +189,7 @@ claim_run(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
             "EmitDepthError",
             Py_BuildValue("(OOi)", self->bus, topic->key_object, FTB_DEPTH_MAX));
     }
-    struct ftb_snapshot *snapshot = topic_hold(thread, topic);
+    struct ftb_snapshot *snapshot = ftb_topic_hold(thread, topic);
     if (snapshot == NULL) {
         return Py_NewRef(object);
     }
@@ -263,8 +248,7 @@ static PyMethodDef claim_methods[] = {
 };
 
 static PyTypeObject claim_type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "ftbus._core.Claim",
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "ftbus._core.Claim",
     .tp_basicsize = sizeof(ClaimObject),
     .tp_dealloc = claim_dealloc,
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,

@@ -10,18 +10,6 @@
  * another thread uses is written: snapshot, handlers and topic are borrowed under the
  * hazard slot, see csrc/core/ftb_reclaim.c. */
 
-static inline struct ftb_snapshot *
-snapshot_hold(struct ftb_thread *thread, struct ftb_topic *topic)
-{
-    uint64_t odd = ftb_section_enter(thread);
-    struct ftb_snapshot *snapshot = ftb_load_seq_cst(&topic->snapshot); /* (2) */
-    if (snapshot != NULL) {
-        ftb_hazard_hold(thread, snapshot);
-    }
-    ftb_section_leave(thread, odd);
-    return snapshot;
-}
-
 /* Whether somebody subscribed or cancelled meanwhile. relaxed: a hint; what it leads to
  * acquires the handlers' states. */
 static inline int
@@ -141,7 +129,7 @@ run_topic(struct delivery *delivery, struct ftb_topic *topic, struct ftb_thread 
         return -1;
     }
     struct ftb_cell *cell = bus_cell(thread, topic->id);
-    struct ftb_snapshot *snapshot = cell != NULL ? snapshot_hold(thread, topic) : NULL;
+    struct ftb_snapshot *snapshot = cell != NULL ? ftb_topic_hold(thread, topic) : NULL;
     if (snapshot == NULL) {
         return cell != NULL ? 0 : -1;
     }
@@ -292,7 +280,7 @@ emit_on_topic(
     if (FTB_UNLIKELY(thread->depth >= FTB_DEPTH_MAX || cell == NULL)) {
         return emit_any(bus, topic, event); /* raises */
     }
-    struct ftb_snapshot *snapshot = snapshot_hold(thread, topic);
+    struct ftb_snapshot *snapshot = ftb_topic_hold(thread, topic);
     if (FTB_UNLIKELY(snapshot == NULL)) {
         return emit_any(bus, topic, event);
     }

@@ -9,8 +9,7 @@
 
 PyObject *ftb_pin_object(PyObject *module, PyObject *object);
 
-PyObject *
-ftb_live_handlers(PyObject *module, PyObject *unused);
+PyObject *ftb_live_handlers(PyObject *module, PyObject *unused);
 
 static PyObject *
 after_fork_child(PyObject *module, PyObject *unused)
@@ -36,8 +35,9 @@ static PyMethodDef module_methods[] = {
      PyDoc_STR(
          "Make the core usable in a fork's child, where other threads are gone.")},
     {"live_handlers", ftb_live_handlers, METH_NOARGS,
-     PyDoc_STR("How many handlers exist, on all buses; the cancelled ones that an emit\n"
-               "or a Subscription still holds included.")},
+     PyDoc_STR(
+         "How many handlers exist, on all buses; the cancelled ones that an emit\n"
+         "or a Subscription still holds included.")},
     {"pin_object", ftb_pin_object, METH_O,
      PyDoc_STR("Let an object of this module live until the process ends.")},
     {"reclaim", reclaim, METH_NOARGS,
@@ -54,8 +54,8 @@ module_exec(PyObject *module)
             return -1;
         }
     }
-    if (ftb_errors_ready() < 0 || ftb_key_type_ready(module) < 0 || ftb_claim_type_ready(module) < 0
-        || ftb_buffer_types_ready(module) < 0
+    if (ftb_errors_ready() < 0 || ftb_key_type_ready(module) < 0
+        || ftb_claim_type_ready(module) < 0 || ftb_buffer_types_ready(module) < 0
         || ftb_striped_map_type_ready(module) < 0) {
         return -1;
     }

@@ -21,6 +21,7 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include "ftb_grace.h"
 #include "striped_map.h"
 
 enum {
@@ -34,16 +35,10 @@ struct unlinked {
     struct map_entry *entry; /* NULL: the key has another value now */
 };
 
-/* An open section that a batch waits for. */
-struct blocker {
-    struct ftb_thread *thread; /* records are never freed */
-    uint64_t seq;
-};
-
 /* Unlinked and not yet dropped. */
 struct batch {
-    struct batch *next;       /* guarded by waiting_lock */
-    struct blocker *blockers; /* likewise, and the two numbers */
+    struct batch *next; /* guarded by waiting_lock, as the blockers on the list are */
+    struct ftb_blocker *blockers;
     uint32_t blockers_n, blockers_capacity;
     uint32_t items_n;
     struct unlinked items[];
@@ -86,16 +81,10 @@ batch_drop(struct batch *batch)
 }
 
 static bool
-blocker_is_gone(const struct blocker *blocker)
-{
-    return ftb_load_seq_cst(&blocker->thread->seq) != blocker->seq; /* (7) */
-}
-
-static bool
-blocker_outlasts_spin(const struct blocker *blocker)
+blocker_outlasts_spin(const struct ftb_blocker *blocker)
 {
     for (int spins = 0; spins < SECTION_SPINS; spins++) {
-        if (blocker_is_gone(blocker)) {
+        if (ftb_blocker_is_gone(blocker)) {
             return false;
         }
         ftb_relax();
@@ -105,19 +94,19 @@ blocker_outlasts_spin(const struct blocker *blocker)
 
 /* Wait as long as it takes; the yields let the section's owner have a core. */
 static void
-blocker_wait(const struct blocker *blocker)
+blocker_wait(const struct ftb_blocker *blocker)
 {
-    while (!blocker_is_gone(blocker)) {
+    while (!ftb_blocker_is_gone(blocker)) {
         sched_yield();
     }
 }
 
 static void
-blocker_add(struct batch *batch, const struct blocker *blocker)
+blocker_add(struct batch *batch, const struct ftb_blocker *blocker)
 {
     if (batch->blockers_n == batch->blockers_capacity) {
         uint32_t capacity = batch->blockers_capacity * 2 + 4;
-        struct blocker *grown = ftb_alloc(capacity * sizeof *grown);
+        struct ftb_blocker *grown = ftb_alloc(capacity * sizeof *grown);
         if (grown == NULL) {
             blocker_wait(blocker);
             return;
@@ -142,8 +131,9 @@ static void
 note_section(struct ftb_thread *thread, void *context)
 {
     struct scan *scan = context;
-    struct blocker blocker = {thread, ftb_load_seq_cst(&thread->seq)}; /* (7) */
-    if ((blocker.seq & 1) == 0 || !blocker_outlasts_spin(&blocker)) {
+    struct ftb_blocker blocker;
+    if (!ftb_blocker_note(&blocker, thread)
+        || !blocker_outlasts_spin(&blocker)) { /* (7) */
         return;
     }
     if (scan->batch == NULL && !scan->waits) {
@@ -173,7 +163,7 @@ waiting_take_locked(void)
         return NULL;
     }
     while (batch->blockers_n > 0
-           && blocker_is_gone(&batch->blockers[batch->blockers_n - 1])) {
+           && ftb_blocker_is_gone(&batch->blockers[batch->blockers_n - 1])) {
         batch->blockers_n--;
     }
     if (batch->blockers_n > 0) {

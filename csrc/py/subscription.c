@@ -255,8 +255,6 @@ handler_callable(struct ftb_handler *handler)
     return method;
 }
 
-
-
 /* A handler that is in no snapshot any more belongs to its subscription object, not to
  * the bus: else one that refers to its own subscription would live as long as the bus.
  * Only the collector asks, with every other thread stopped. */
@@ -282,7 +280,8 @@ int
 subscription_traverse_handlers(struct ftb_bus *core, visitproc visit, void *arg)
 {
     int result = 0;
-    for (struct ftb_handler *h = core->handlers; h != NULL && result == 0; h = h->next) {
+    for (struct ftb_handler *h = core->handlers; h != NULL && result == 0;
+         h = h->next) {
         result = is_held_by_owner_only(h) ? 0 : handler_traverse(h, visit, arg);
     }
     return result;

@@ -27,9 +27,10 @@ struct name {
 static const struct ftb_keyview *
 name_of(struct name *name, uint64_t number)
 {
-    int len = snprintf(name->text, sizeof name->text, number % 3 == 0
-                           ? "a.key.that.does.not.fit.in.place.%llu"
-                           : "k%llu", (unsigned long long)number);
+    int len = snprintf(
+        name->text, sizeof name->text,
+        number % 3 == 0 ? "a.key.that.does.not.fit.in.place.%llu" : "k%llu",
+        (unsigned long long)number);
     name->view = ftb_keyview_of(FTB_KEY_STR, name->text, (uint32_t)len);
     return &name->view;
 }
@@ -245,8 +246,8 @@ write_body(struct race *race, int ix, uint64_t random)
     struct name name;
     for (long n = 0; n < race->rounds; n++) {
         /* Each writer has numbers of its own: no two add the same key. */
-        uint64_t number = FOREVER_N + next_random(&random) % (SOMETIMES_N / 2) * 2
-                          + (uint64_t)ix % 2;
+        uint64_t number =
+            FOREVER_N + next_random(&random) % (SOMETIMES_N / 2) * 2 + (uint64_t)ix % 2;
         const struct ftb_keyview *view = race->naming(&name, number);
         uint64_t odd = ftb_section_enter(ftb_thread_current());
         bool is_in = find(&race->map, view) != NULL; /* only this thread changes it */
@@ -299,8 +300,8 @@ race_body(int ix, void *context)
 static void
 race_run(naming_fn naming, uint64_t burst_n, long rounds)
 {
-    struct race race
-        = {.naming = naming, .writers_left = 3, .burst_n = burst_n, .rounds = rounds};
+    struct race race = {
+        .naming = naming, .writers_left = 3, .burst_n = burst_n, .rounds = rounds};
     struct name name;
     CHECK(ftb_map_init(&race.map, 2) == FTB_OK);
     for (uint64_t number = 0; number < FOREVER_N; number++) {
@@ -344,7 +345,8 @@ test_churn_does_not_degrade(void)
     for (uint32_t s = 0; s < map.stripes_n; s++) {
         uint32_t slots_n = ftb_load_acquire(&map.stripes[s].table)->mask + 1;
         CHECK(slots_n <= 4 * LIVE_N);
-        CHECK((map.stripes[s].entries_n + map.stripes[s].removed_n) * 10 <= slots_n * 6);
+        CHECK(
+            (map.stripes[s].entries_n + map.stripes[s].removed_n) * 10 <= slots_n * 6);
     }
     map_end(&map);
 }
@@ -358,11 +360,12 @@ count_entry(struct ftb_entry *entry, void *context)
 
 /* How many slots a look-up passes, and how many of those carry the wanted tag by chance. */
 static void
-count_probes(struct ftb_map *map, const struct ftb_keyview *view, uint64_t *passed_n,
-             uint64_t *same_tag_n)
+count_probes(
+    struct ftb_map *map, const struct ftb_keyview *view, uint64_t *passed_n,
+    uint64_t *same_tag_n)
 {
-    struct ftb_table *table
-        = ftb_load_acquire(&map->stripes[view->hash >> map->shift].table);
+    struct ftb_table *table =
+        ftb_load_acquire(&map->stripes[view->hash >> map->shift].table);
     uintptr_t found = 0;
     uint32_t home = (uint32_t)view->hash & table->mask, i = home;
     do {
@@ -399,7 +402,7 @@ test_a_million_keys(void)
             CHECK(find(&map, name_of(&name, n + keys_n)) == NULL);
         }
     }
-    CHECK(passed_n < keys_n); /* load 0.6 promises 0.75 on average at most */
+    CHECK(passed_n < keys_n);           /* load 0.6 promises 0.75 on average at most */
     CHECK(same_n * 16 < passed_n + 16); /* one in 64 is chance */
     ftb_map_each(&map, count_entry, &seen_n);
     CHECK(seen_n == keys_n);

@@ -1,110 +1,5 @@
-/* ftb_reclaim.h: what is held is never freed, what is not held is freed.
- *
- * A freed node is filled with poison and kept apart until the test ends, so that a read
- * after the free finds the poison even where malloc would have handed the memory out
- * again. ThreadSanitizer sees the same bug as a race between the poison and the read. */
-#include "check.h"
-
-#include <string.h>
-#include <sys/wait.h>
-
-#include "ftb_reclaim.h"
-#include "ftb_shard.h"
-
-#define GOOD 0x600DF00D600DF00Du
-#define POISON_BYTE 0xDD
-
-struct node {
-    uint64_t words[6];
-    struct node *next_freed; /* not poisoned */
-    struct ftb_retired retired;
-};
-
-static uint64_t seed;
-static _Atomic(uint64_t) freed_n, retired_n;
-static _Atomic(struct node *) graveyard;
-
-static struct node *
-node_new(void)
-{
-    struct node *node = malloc(sizeof *node);
-    CHECK(node != NULL);
-    for (int i = 0; i < 6; i++) {
-        node->words[i] = GOOD + (uint64_t)i;
-    }
-    return node;
-}
-
-static void
-node_check(const struct node *node)
-{
-    for (int i = 0; i < 6; i++) {
-        CHECK(node->words[i] == GOOD + (uint64_t)i);
-    }
-}
-
-static void
-node_free(struct ftb_retired *retired)
-{
-    struct node *node = (struct node *)(uintptr_t)retired->object;
-    CHECK(&node->retired == retired);
-    node_check(node); /* freed twice? */
-    memset(node->words, POISON_BYTE, sizeof node->words);
-    struct node *head = ftb_load_relaxed(&graveyard);
-    do {
-        node->next_freed = head;
-    } while (!ftb_cas_release(&graveyard, &head, node));
-    ftb_add_relaxed(&freed_n, 1);
-}
-
-static void
-node_retire(struct node *node)
-{
-    ftb_add_relaxed(&retired_n, 1);
-    ftb_retire(&node->retired, node, node_free);
-}
-
-static void
-bury(void)
-{
-    struct node *node = ftb_exchange_acq_rel(&graveyard, (struct node *)NULL);
-    while (node != NULL) {
-        struct node *next = node->next_freed;
-        free(node);
-        node = next;
-    }
-}
-
-/* At rest, one reclaim frees everything. */
-static void
-check_all_freed(void)
-{
-    CHECK(ftb_reclaim() == 0);
-    CHECK(ftb_load_acquire(&freed_n) == ftb_load_acquire(&retired_n));
-    bury();
-}
-
-/* What an emit does to find its snapshot. */
-static struct node *
-node_hold(struct ftb_thread *thread, ftb_atomic(struct node *) *link)
-{
-    uint64_t odd = ftb_section_enter(thread);
-    struct node *node = ftb_load_seq_cst(link); /* (2) */
-    if (node != NULL) {
-        ftb_hazard_hold(thread, node);
-    }
-    ftb_section_leave(thread, odd);
-    return node;
-}
-
-static void
-link_replace(ftb_atomic(struct node *) *link, struct node *fresh)
-{
-    struct node *old = ftb_exchange_seq_cst(link, fresh); /* (6) */
-    if (old != NULL) {
-        node_retire(old);
-    }
-}
+/* ftb_reclaim.h: what is held is never freed, what is not held is freed. */
+#include "nodes.h"
 
 static void
 test_each_depth_protects_its_own(void)
@@ -144,243 +39,6 @@ test_an_open_section_keeps_all(void)
     check_all_freed();
 }
 
-/* Long holders and churning writers */
-
-enum { LINKS_N = 4, HOLDERS_N = 3, WRITERS_N = 3 };
-
-struct churn {
-    ftb_atomic(struct node *) links[LINKS_N];
-    ftb_atomic(uint32_t) writers_left, holders_ready;
-    long rounds;
-};
-
-/* Bug hunted: an object that sits in a slot for a long time is freed by the hundredth
- * scan, or the kept list loses it. */
-static void
-long_hold_body(int ix, void *context)
-{
-    struct churn *churn = context;
-    struct ftb_thread *thread = ftb_thread_current();
-    if (ix < HOLDERS_N) {
-        struct node *held[LINKS_N];
-        for (int i = 0; i < LINKS_N; i++) {
-            held[i] = node_hold(thread, &churn->links[i]);
-        }
-        ftb_add_acq_rel(&churn->holders_ready, 1);
-        while (ftb_load_acquire(&churn->writers_left) > 0) {
-            for (int i = 0; i < LINKS_N; i++) {
-                node_check(held[i]);
-            }
-            sched_yield();
-        }
-        for (int i = 0; i < LINKS_N; i++) {
-            node_check(held[i]);
-        }
-        for (int i = 0; i < LINKS_N; i++) {
-            ftb_hazard_drop(thread);
-        }
-        return;
-    }
-    while (ftb_load_acquire(&churn->holders_ready) < HOLDERS_N) {
-        sched_yield();
-    }
-    uint64_t random = seed + (uint64_t)ix * 7919;
-    for (long n = 0; n < churn->rounds; n++) {
-        link_replace(&churn->links[next_random(&random) % LINKS_N], node_new());
-        /* Holders hold at most so many; three writers' newest may come on top. */
-        CHECK(ftb_reclaim() <= LINKS_N * HOLDERS_N + 2 * WRITERS_N * 64);
-    }
-    ftb_sub_acq_rel(&churn->writers_left, 1);
-}
-
-static void
-test_long_hold_under_churn(void)
-{
-    struct churn churn = {.writers_left = WRITERS_N, .rounds = scaled(300000)};
-    for (int i = 0; i < LINKS_N; i++) {
-        link_replace(&churn.links[i], node_new());
-    }
-    run_threads(HOLDERS_N + WRITERS_N, long_hold_body, &churn);
-    for (int i = 0; i < LINKS_N; i++) {
-        link_replace(&churn.links[i], NULL);
-    }
-    check_all_freed();
-}
-
-/* Bug hunted: a reader between its look-up and its slot is missed (a weakened (1), (2),
- * (4) or (7)), or a node is freed while the last reads through it are under way (5). */
-static void
-read_nested(struct ftb_thread *thread, struct churn *churn, uint64_t *random, int more)
-{
-    struct node *node
-        = node_hold(thread, &churn->links[next_random(random) % LINKS_N]);
-    node_check(node);
-    if (more > 0) {
-        read_nested(thread, churn, random, more - 1);
-    }
-    node_check(node);
-    ftb_hazard_drop(thread);
-}
-
-static void
-churn_body(int ix, void *context)
-{
-    struct churn *churn = context;
-    struct ftb_thread *thread = ftb_thread_current();
-    uint64_t random = seed + (uint64_t)ix * 104729;
-    for (long n = 0; n < churn->rounds; n++) {
-        if (ix % 2 == 0) {
-            read_nested(thread, churn, &random, (int)(next_random(&random) % 4));
-            if (next_random(&random) % 8 == 0) {
-                sched_yield(); /* its last drop is all that a scan can go by */
-            }
-            continue;
-        }
-        link_replace(&churn->links[next_random(&random) % LINKS_N], node_new());
-        if (next_random(&random) % 4 == 0) {
-            ftb_reclaim();
-        }
-    }
-}
-
-static void
-test_readers_against_writers(void)
-{
-    struct churn churn = {.rounds = scaled(600000)};
-    for (int i = 0; i < LINKS_N; i++) {
-        link_replace(&churn.links[i], node_new());
-    }
-    run_threads(8, churn_body, &churn);
-    for (int i = 0; i < LINKS_N; i++) {
-        link_replace(&churn.links[i], NULL);
-    }
-    check_all_freed();
-}
-
-/* Threads that come and go */
-
-struct census {
-    size_t records_n, in_use_n;
-};
-
-static void
-census_one(struct ftb_thread *thread, void *context)
-{
-    struct census *census = context;
-    census->records_n++;
-    census->in_use_n += ftb_load_acquire(&thread->in_use);
-}
-
-static struct census
-census_take(void)
-{
-    struct census census = {0, 0};
-    ftb_thread_each(census_one, &census);
-    return census;
-}
-
-static pthread_key_t late_key;
-static ftb_atomic(struct node *) late_link;
-
-/* Runs among the thread's other key destructors, before or after the record's own. */
-static void
-late_use(void *value)
-{
-    uintptr_t left = (uintptr_t)value;
-    struct ftb_thread *thread = ftb_thread_current();
-    CHECK(thread->depth == 0);
-    node_check(node_hold(thread, &late_link));
-    ftb_hazard_drop(thread);
-    if (left > 1) {
-        pthread_setspecific(late_key, (void *)(left - 1)); /* and once more */
-    }
-}
-
-/* Bug hunted: a record that is lost when its thread ends, or that two threads own; a
- * reader that registers while a scan is under way and is missed. */
-static void *
-short_thread(void *argument)
-{
-    struct churn *churn = argument;
-    struct ftb_thread *thread = ftb_thread_current();
-    uint64_t random = seed + (uint64_t)(uintptr_t)thread;
-    CHECK(thread != NULL && thread->depth == 0);
-    CHECK((ftb_load_relaxed(&thread->seq) & 1) == 0);
-    read_nested(thread, churn, &random, 1);
-    if (next_random(&random) % 4 == 0) {
-        pthread_setspecific(late_key, (void *)2);
-    }
-    return NULL;
-}
-
-static void
-spawn_body(int ix, void *context)
-{
-    struct churn *churn = context;
-    if (ix == 0) {
-        while (ftb_load_acquire(&churn->writers_left) > 0) {
-            link_replace(&churn->links[0], node_new());
-            ftb_reclaim();
-        }
-        return;
-    }
-    for (long n = 0; n < churn->rounds; n++) {
-        pthread_t handles[4];
-        for (int i = 0; i < 4; i++) {
-            CHECK(pthread_create(&handles[i], NULL, short_thread, churn) == 0);
-        }
-        for (int i = 0; i < 4; i++) {
-            CHECK(pthread_join(handles[i], NULL) == 0);
-        }
-    }
-    ftb_sub_acq_rel(&churn->writers_left, 1);
-}
-
-static void
-test_thousands_of_short_threads(void)
-{
-    struct churn churn = {.writers_left = 2, .rounds = scaled(1500)};
-    CHECK(pthread_key_create(&late_key, late_use) == 0);
-    link_replace(&late_link, node_new());
-    for (int i = 0; i < LINKS_N; i++) {
-        link_replace(&churn.links[i], node_new());
-    }
-    size_t before_n = census_take().records_n;
-    run_threads(3, spawn_body, &churn);
-    struct census after = census_take();
-    /* 8 short ones at a time and the writer; main's own record stays in use. */
-    CHECK(after.records_n <= (before_n > 10 ? before_n : 10));
-    CHECK(after.in_use_n == 1);
-    for (int i = 0; i < LINKS_N; i++) {
-        link_replace(&churn.links[i], NULL);
-    }
-    link_replace(&late_link, NULL);
-    pthread_key_delete(late_key);
-    check_all_freed();
-}
-
-static void *
-exit_while_holding(void *argument)
-{
-    node_hold(ftb_thread_current(), argument);
-    node_hold(ftb_thread_current(), argument);
-    pthread_exit(NULL); /* as a daemon thread of Python does when the process ends */
-}
-
-/* Bug hunted: the next owner of the record starts at depth 2, and the two slots protect
- * what nobody uses until it nests as deep. */
-static void
-test_thread_ends_inside_a_handler(void)
-{
-    ftb_atomic(struct node *) link = NULL;
-    pthread_t handle;
-    link_replace(&link, node_new());
-    CHECK(pthread_create(&handle, NULL, exit_while_holding, (void *)&link) == 0);
-    pthread_join(handle, NULL);
-    link_replace(&link, NULL);
-    check_all_freed();
-}
-
 /* ftb_hazard_find */
 
 struct find {
@@ -394,17 +52,6 @@ is_this_node(const void *object, void *context)
 {
     node_check(object); /* it is protected, and its bytes are visible */
     return object == context;
-}
-
-static bool
-is_no_node(const void *object, void *context)
-{
-    node_check(object);
-    uint64_t *random = context;
-    if (next_random(random) % 2 == 0) {
-        sched_yield(); /* let a new node into the slots that are still to be read */
-    }
-    return false;
 }
 
 static void
@@ -425,8 +72,8 @@ find_body(int ix, void *context)
     struct node *other = node_new();
     CHECK(ftb_hazard_find(is_this_node, node));
     CHECK(!ftb_hazard_find(is_this_node, other));
-    pthread_barrier_wait(&find->step); /* 2 */
-    pthread_barrier_wait(&find->step); /* 3 */
+    pthread_barrier_wait(&find->step);           /* 2 */
+    pthread_barrier_wait(&find->step);           /* 3 */
     CHECK(!ftb_hazard_find(is_this_node, node)); /* this thread's own does not count */
     ftb_hazard_drop(thread);
     free(other);
@@ -534,9 +181,19 @@ static void
 test_nothing_waits_for_a_later_reclaim(void)
 {
     struct handover handover = {.rounds = scaled(20000)};
+    struct ftb_thread *thread = ftb_thread_current();
+    ftb_atomic(struct node *) link = NULL;
+    link_replace(&link, node_new());
+    while (thread->depth < FTB_DEPTH_MAX) {
+        node_hold(thread, &link); /* many slots make a long scan */
+    }
     pthread_barrier_init(&handover.step, NULL, 3);
     run_threads(3, handover_body, &handover);
     pthread_barrier_destroy(&handover.step);
+    while (thread->depth > 0) {
+        ftb_hazard_drop(thread);
+    }
+    link_replace(&link, NULL);
     check_all_freed();
 }
 
@@ -598,79 +255,6 @@ test_without_memory(void)
     check_all_freed();
 }
 
-/* Fork */
-
-#ifndef __SANITIZE_THREAD__
-static void
-child_check(struct churn *churn)
-{
-    set_watchdog(20);
-    ftb_reclaim_after_fork_child();
-    struct census census = census_take();
-    CHECK(census.in_use_n == 1);
-    for (int i = 0; i < LINKS_N; i++) {
-        link_replace(&churn->links[i], NULL);
-    }
-    CHECK(ftb_reclaim() == 0); /* no dead thread's slot or section holds anything */
-    uint32_t id = ftb_shard_id_acquire();
-    CHECK(id != UINT32_MAX && ftb_shard_id_acquire() != id);
-    _exit(0);
-}
-
-/* Bug hunted: a lock, a section or a slot that a thread of the parent had at the moment
- * of the fork is there for ever in the child. */
-static void
-fork_body(int ix, void *context)
-{
-    struct churn *churn = context;
-    uint64_t random = seed + (uint64_t)ix * 257;
-    if (ix == 0) {
-        ftb_thread_current();
-        for (long n = 0; n < churn->rounds; n++) {
-            pid_t child = fork();
-            CHECK(child >= 0);
-            if (child == 0) {
-                child_check(churn);
-            }
-            int status;
-            CHECK(waitpid(child, &status, 0) == child);
-            CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-        }
-        ftb_store_release(&churn->writers_left, 0);
-        return;
-    }
-    while (ftb_load_acquire(&churn->writers_left) > 0) {
-        if (ix == 1) {
-            link_replace(&churn->links[next_random(&random) % LINKS_N], node_new());
-            ftb_reclaim();
-            bury(); /* a small process forks fast */
-            ftb_hazard_find(is_no_node, &random); /* has the lock for some time */
-        } else if (ix == 2) {
-            node_hold(ftb_thread_current(), &churn->links[0]);
-            sched_yield();
-            ftb_hazard_drop(ftb_thread_current());
-        } else {
-            ftb_shard_id_release(ftb_shard_id_acquire());
-        }
-        sched_yield(); /* a fork waits for both locks */
-    }
-}
-
-static void
-test_fork_in_the_middle(void)
-{
-    struct churn churn = {.writers_left = 1, .rounds = scaled(50)};
-    for (int i = 0; i < LINKS_N; i++) {
-        link_replace(&churn.links[i], node_new());
-    }
-    run_threads(4, fork_body, &churn);
-    for (int i = 0; i < LINKS_N; i++) {
-        link_replace(&churn.links[i], NULL);
-    }
-    check_all_freed();
-}
-#endif
-
 int
 main(void)
 {
@@ -679,16 +263,9 @@ main(void)
     RUN(test_without_memory);
     RUN(test_each_depth_protects_its_own);
     RUN(test_an_open_section_keeps_all);
-    RUN(test_long_hold_under_churn);
-    RUN(test_readers_against_writers);
-    RUN(test_thousands_of_short_threads);
-    RUN(test_thread_ends_inside_a_handler);
     RUN(test_find_sees_other_threads_only);
     RUN(test_find_looks_into_live_objects);
     RUN(test_free_function_retires_and_reclaims);
     RUN(test_nothing_waits_for_a_later_reclaim);
-#ifndef __SANITIZE_THREAD__
-    RUN(test_fork_in_the_middle); /* its child starts no thread, but TSan gives up */
-#endif
     return 0;
 }
