@@ -42,8 +42,15 @@ def live_buses() -> list[EventBus]:
 def _close_all() -> None:
     """Finish, for a second at most, what is queued when the interpreter exits."""
     deadline = time.monotonic() + _EXIT_TIMEOUT_S
+    errors: list[BaseException] = []
     for bus in live_buses():
-        bus.close(timeout=max(0.0, deadline - time.monotonic()))
+        try:
+            bus.close(timeout=max(0.0, deadline - time.monotonic()))
+        except BaseException as error:
+            errors.append(error)
+            bus._stop_pool()  # at the least: its workers must not be waited for
+    if errors:
+        raise errors[0]
 
 
 def _after_fork_child() -> None:

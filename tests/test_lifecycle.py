@@ -595,6 +595,25 @@ bus = ftbus.EventBus(workers=2)
 
 
 @pytest.mark.thread_unsafe(reason="starts a process")
+def test_interpreter_exits_soon_although_a_bus_cannot_be_closed(python: Any) -> None:
+    done = python(
+        """
+import ftbus
+class Stubborn(ftbus.EventBus):
+    def close(self, **options):
+        raise LookupError("not me")
+buses = [Stubborn(workers=2), ftbus.EventBus(workers=2), Stubborn(workers=2)]
+for bus in buses:
+    bus.post("key")
+    bus.drain()
+raise SystemExit(3)
+"""
+    )
+    assert done.returncode == 3
+    assert "not me" in done.stderr
+
+
+@pytest.mark.thread_unsafe(reason="starts a process")
 def test_queued_events_are_handled_at_exit(python: Any) -> None:
     done = python(
         """

@@ -163,7 +163,9 @@ bus_dealloc(PyObject *object)
         PyObject_ClearWeakRefs(object);
     }
     ftb_pool_t *pool = ftb_load_acquire(&self->pool);
-    if (pool != NULL) { /* its workers held the bus, so they are gone */
+    /* Its workers held the bus, so they are gone; but the interpreter takes it from them
+     * when it exits, and then they may still be in there. */
+    if (pool != NULL && !Py_IsFinalizing()) {
         Py_XDECREF(bus_drop_queued(object, NULL));
         ftb_pool_free(pool);
     }

@@ -195,9 +195,32 @@ map_drop_waiting(void)
     return ftb_load_relaxed(&waiting_n); /* relaxed: a count to look at */
 }
 
+static void thread_exit(void *value);
+
+static void
+lock_for_fork(void)
+{
+    pthread_mutex_lock(&waiting_lock);
+}
+
+static void
+unlock_after_fork(void)
+{
+    pthread_mutex_unlock(&waiting_lock);
+}
+
+/* A fork waits until the list is whole, so that its child can use it. */
+static void
+hooks_init(void)
+{
+    has_exit_hook = pthread_key_create(&exit_hook, thread_exit) == 0;
+    pthread_atfork(lock_for_fork, unlock_after_fork, unlock_after_fork);
+}
+
 static void
 waiting_add(struct batch *batch)
 {
+    pthread_once(&hooks_once, hooks_init);
     pthread_mutex_lock(&waiting_lock);
     batch->next = NULL;
     *waiting_end = batch;
@@ -218,26 +241,6 @@ thread_exit(void *value)
     }
     ftb_thread_each(note_section, &scan);
     waiting_add(scan.batch);
-}
-
-static void
-lock_for_fork(void)
-{
-    pthread_mutex_lock(&waiting_lock);
-}
-
-static void
-unlock_after_fork(void)
-{
-    pthread_mutex_unlock(&waiting_lock);
-}
-
-/* A fork waits until the list is whole, so that its child can use it. */
-static void
-hooks_init(void)
-{
-    has_exit_hook = pthread_key_create(&exit_hook, thread_exit) == 0;
-    pthread_atfork(lock_for_fork, unlock_after_fork, unlock_after_fork);
 }
 
 /* This thread's batch, made on first use. NULL: no memory, or no keys left. */

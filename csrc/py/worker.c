@@ -326,8 +326,8 @@ bus_pool_stats(PyObject *self, PyObject *unused)
     if (workers == NULL || pool == NULL) {
         return workers == NULL ? NULL
                                : Py_BuildValue(
-                                     "{sNsIsI}", "workers", workers, "pending", 0u,
-                                     "queued_max", 0u);
+                                     "{sNsIsIsIsK}", "workers", workers, "pending", 0u,
+                                     "queued", 0u, "queued_max", 0u, "wakes", 0ull);
     }
     struct ftb_pool_stats stats;
     ftb_pool_stats(pool, &stats);
