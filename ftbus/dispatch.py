@@ -259,7 +259,7 @@ def close(bus: EventBus, *, drain: bool, timeout: float) -> int:
     stuck = _join(bus, deadline)
     left += bus._drop_queued()  # what a running partition held back before
     if not stuck:
-        left += _drop_latecomers(bus, deadline)
+        left += _drop_latecomers(bus)
     left += bus._unstarted()  # what this thread took together with its own event
     bus._clear_handlers()
     if bus._handles:
@@ -267,12 +267,13 @@ def close(bus: EventBus, *, drain: bool, timeout: float) -> int:
     return left + bus.stats().pending if stuck else left
 
 
-def _drop_latecomers(bus: EventBus, deadline: float) -> int:
+def _drop_latecomers(bus: EventBus) -> int:
     """Drop what was admitted before the close, but is being put into the queue now.
 
-    A thread between the two was interrupted for a moment; its event must not stay.
+    A thread between the two was interrupted for a moment; its event must not stay. In a
+    fork's child that thread may not exist.
     """
-    deadline = max(deadline, time.monotonic() + _LATECOMERS_S)
+    deadline = time.monotonic() + _LATECOMERS_S
     pause = threading.Event()
     left = 0
     while bus._pool_stats()["queued"] and time.monotonic() < deadline:

@@ -657,7 +657,7 @@ bus.close()
 gc.collect()
 _core.reclaim()
 assert _core.live_handlers() == 0, _core.live_handlers()
-os._exit(0)  # CPython 3.13t itself may hang in its allocator at exit after such failures
+os._exit(0)  # CPython 3.13t itself may hang in its allocator after such failures
 """
 
 

@@ -14,8 +14,8 @@
 
 /* A range of a block. Holds one reference to the block until it is released. */
 typedef struct {
-    PyObject_HEAD ftb_block_t
-        *block;          /* written at creation; not followed once released */
+    PyObject_HEAD
+    ftb_block_t *block;  /* written at creation; not followed once released */
     unsigned char *data; /* the first byte; written at creation */
     PyObject *root;      /* strong, or NULL: whose writability this shares; likewise */
     uint32_t generation; /* the block's; written at creation */
@@ -26,8 +26,9 @@ typedef struct {
 } BufferObject;
 
 typedef struct {
-    PyObject_HEAD ftb_arena_t *arena; /* written at creation, given up at dealloc */
-    PyObject *name;                   /* str; written at creation */
+    PyObject_HEAD
+    ftb_arena_t *arena; /* written at creation, given up at dealloc */
+    PyObject *name;     /* str; written at creation */
     PyObject *weakrefs;
 } BufferPoolObject;
 

@@ -133,11 +133,35 @@ bus_configure(PyObject *object, PyObject *args)
     Py_RETURN_NONE;
 }
 
+struct key_visit {
+    visitproc visit;
+    void *arg;
+    int result;
+};
+
+/* A class may refer to the bus it is a key of; other keys refer to nothing. */
+static void
+visit_key(struct ftb_entry *entry, void *context)
+{
+    struct key_visit *to = context;
+    struct ftb_topic *topic = (struct ftb_topic *)(void *)entry;
+    if (to->result == 0 && entry->key.kind == FTB_KEY_CLASS) {
+        to->result = to->visit((PyObject *)topic->key_object, to->arg);
+    }
+}
+
 static int
 bus_traverse(PyObject *object, visitproc visit, void *arg)
 {
     BusObject *self = (BusObject *)object;
     Py_VISIT(self->encode);
+    struct key_visit to = {visit, arg, 0};
+    if (self->core != NULL) {
+        ftb_map_each(&self->core->topics, visit_key, &to);
+    }
+    if (to.result != 0) {
+        return to.result;
+    }
     return self->core != NULL ? subscription_traverse_handlers(self->core, visit, arg)
                               : 0;
 }
@@ -245,87 +269,6 @@ bus_clear_handlers(PyObject *self, PyObject *unused)
     ftb_bus_clear(((BusObject *)self)->core);
     ftb_reclaim();
     Py_RETURN_NONE;
-}
-
-static PyObject *
-totals_dict(const struct ftb_totals *totals)
-{
-    PyObject *dict = PyDict_New();
-#define ADD(name)                                                                      \
-    if (dict != NULL) {                                                                \
-        PyObject *value = PyLong_FromUnsignedLongLong(totals->name);                   \
-        if (value == NULL || PyDict_SetItemString(dict, #name, value) < 0) {           \
-            Py_CLEAR(dict);                                                            \
-        }                                                                              \
-        Py_XDECREF(value);                                                             \
-    }
-    FTB_COUNTERS(ADD)
-#undef ADD
-    return dict;
-}
-
-struct topic_list {
-    struct ftb_topic **topics;
-    size_t n, capacity;
-};
-
-static void
-topic_list_add(struct ftb_entry *entry, void *context)
-{
-    struct topic_list *list = context;
-    if (list->n < list->capacity) { /* topics added meanwhile may be missed */
-        list->topics[list->n++] = (struct ftb_topic *)(void *)entry;
-    }
-}
-
-static PyObject *
-topic_row(struct ftb_topic *topic)
-{
-    struct ftb_thread *thread = bus_thread();
-    if (thread == NULL) {
-        return NULL;
-    }
-    uint64_t odd = ftb_section_enter(thread);
-    struct ftb_snapshot *snapshot = ftb_load_seq_cst(&topic->snapshot); /* (2) */
-    unsigned int handlers_n = snapshot != NULL ? snapshot->n : 0;
-    ftb_section_leave(thread, odd);
-    struct ftb_totals totals = {0};
-    ftb_shard_sum(topic->id, &totals);
-    return Py_BuildValue(
-        "(OIN)", (PyObject *)topic->key_object, handlers_n, totals_dict(&totals));
-}
-
-/* _topics() -> [(key, handlers, counters), ...]; the last row, with key None, counts
- * events whose key nobody ever named, and tasks. */
-static PyObject *
-bus_topics(PyObject *self, PyObject *unused)
-{
-    (void)unused;
-    struct ftb_bus *core = ((BusObject *)self)->core;
-    struct topic_list list = {NULL, 0, ftb_map_len(&core->topics)};
-    list.topics = ftb_alloc((list.capacity + 1) * sizeof(struct ftb_topic *));
-    PyObject *rows = PyList_New(0);
-    if (list.topics == NULL || rows == NULL) {
-        ftb_free(list.topics);
-        Py_XDECREF(rows);
-        return PyErr_NoMemory();
-    }
-    ftb_map_each(&core->topics, topic_list_add, &list);
-    for (size_t i = 0; i <= list.n && rows != NULL; i++) {
-        struct ftb_totals unheard = {0};
-        if (i == list.n) {
-            ftb_shard_sum(core->unheard_id, &unheard);
-        }
-        PyObject *row =
-            i < list.n ? topic_row(list.topics[i])
-                       : Py_BuildValue("(OIN)", Py_None, 0u, totals_dict(&unheard));
-        if (row == NULL || PyList_Append(rows, row) < 0) {
-            Py_CLEAR(rows);
-        }
-        Py_XDECREF(row);
-    }
-    ftb_free(list.topics);
-    return rows;
 }
 
 /* Make an object immortal: its reference count is never written again. Its owner thread

@@ -18,7 +18,8 @@ enum bus_overflow {
 };
 
 typedef struct {
-    PyObject_HEAD struct ftb_bus *core;
+    PyObject_HEAD
+    struct ftb_bus *core;
     ftb_atomic(ftb_pool_t *) pool; /* NULL until the first post; freed with the bus */
     uint32_t queue_size;
     uint32_t workers_n;
@@ -30,14 +31,16 @@ typedef struct {
 } BusObject;
 
 typedef struct {
-    PyObject_HEAD struct ftb_topic *topic; /* lives as long as the bus */
-    BusObject *bus;                        /* strong */
+    PyObject_HEAD
+    struct ftb_topic *topic; /* lives as long as the bus */
+    BusObject *bus;          /* strong */
     PyObject *weakrefs;
 } TopicObject;
 
 typedef struct {
-    PyObject_HEAD struct ftb_handler *handler; /* one reference */
-    BusObject *bus;                            /* strong */
+    PyObject_HEAD
+    struct ftb_handler *handler; /* one reference */
+    BusObject *bus;              /* strong */
     PyObject *weakrefs;
 } SubscriptionObject;
 
@@ -118,8 +121,6 @@ PyObject *bus_drain(PyObject *self, PyObject *timeout);
 PyObject *bus_close_pool(PyObject *self, PyObject *unused);
 PyObject *bus_stop_pool(PyObject *self, PyObject *unused);
 PyObject *bus_drop_queued(PyObject *self, PyObject *unused);
-PyObject *bus_pool_stats(PyObject *self, PyObject *unused);
-
 /* Give up a queued item (stolen) and count it as dropped; a task is told: dropped(). */
 void bus_drop_item(BusObject *bus, struct ftb_item *item);
 
@@ -135,6 +136,10 @@ uint32_t bus_unstarted(BusObject *bus);
 
 /* Seconds (float, None for ever) to a duration in ns. 0 or -1. */
 int bus_timeout_ns(PyObject *seconds, uint64_t *timeout_ns);
+
+/* stats.c */
+PyObject *bus_topics(PyObject *self, PyObject *unused);
+PyObject *bus_pool_stats(PyObject *self, PyObject *unused);
 
 /* now + timeout, saturating. */
 static inline uint64_t

@@ -7,9 +7,10 @@
 #include "errors.h"
 
 typedef struct {
-    PyObject_HEAD struct ftb_handler *handler; /* one reference */
-    BusObject *bus;                            /* strong */
-    int is_reserved;                           /* a once-handler, SPENT by this claim */
+    PyObject_HEAD
+    struct ftb_handler *handler; /* one reference */
+    BusObject *bus;              /* strong */
+    int is_reserved;             /* a once-handler, SPENT by this claim */
 } ClaimObject;
 
 static PyTypeObject claim_type;

@@ -3,7 +3,8 @@
 #include "errors.h"
 
 typedef struct {
-    PyObject_HEAD struct ftb_key key;
+    PyObject_HEAD
+    struct ftb_key key;
     PyObject *value; /* exact str, bytes or int */
     PyObject *weakrefs;
 } KeyObject;

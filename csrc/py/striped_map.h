@@ -30,7 +30,8 @@ struct map_entry {
 _Static_assert(sizeof(struct map_entry) == FTB_SLAB_CELL_BYTES, "an entry is one cell");
 
 typedef struct {
-    PyObject_HEAD PyObject *weakrefs;
+    PyObject_HEAD
+    PyObject *weakrefs;
     ftb_atomic(uint64_t) any_hint; /* see ftb_map_any; written by popitem */
     /* Threads that share the object write its reference count, and all read `map`. */
     char apart[FTB_LINE];

@@ -13,7 +13,8 @@ struct map_item {
 };
 
 typedef struct {
-    PyObject_HEAD StripedMapObject *map; /* strong; NULL at the end */
+    PyObject_HEAD
+    StripedMapObject *map; /* strong; NULL at the end */
     enum map_iter_kind kind;
     struct ftb_walk walk;
     size_t next_ix, items_n, capacity;
