@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
+from ftbus._core import Key
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -98,7 +100,7 @@ class BusStats(Counters):
     def topic(self, key: object) -> TopicStats:
         """Return the row of a key; zeros if it was never used."""
         for row in self.topics:
-            if row.key is key or row.key == key:
+            if _is_same_key(row.key, key):
                 return row
         return TopicStats(key=key)
 
@@ -128,6 +130,14 @@ class BusStats(Counters):
         for row in tree["topics"]:
             row["key"] = repr(row["key"])
         return tree
+
+
+def _is_same_key(one: object, two: object) -> bool:
+    """Return whether two keys name one topic; runs no method of theirs."""
+    if one is two:
+        return True
+    one, two = (key.value if isinstance(key, Key) else key for key in (one, two))
+    return type(one) is type(two) and type(one) in (str, bytes, int) and one == two
 
 
 def _busiest_first(rows: Iterable[TopicStats]) -> tuple[TopicStats, ...]:

@@ -88,8 +88,6 @@ class StripedMap[K, V](_core.StripedMap[K, V], _MutableMapping[K, V]):
         copied.update(self)
         return copied
 
-    __copy__ = copy
-
     def update(self, other: Any = (), /, **named: Any) -> None:
         """Take over the keys and values of a mapping, or of pairs, and then the named.
 
@@ -165,7 +163,7 @@ class StripedMap[K, V](_core.StripedMap[K, V], _MutableMapping[K, V]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as an empty map that the pairs are then put into, as dicts are."""
-        return type(self), (), None, None, iter(self.items())
+        return type(self), (), self.__getstate__(), None, iter(self.items())
 
 
 class _Keys[K](KeysView[K]):

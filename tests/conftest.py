@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -21,6 +22,10 @@ HANG_SECONDS = 60  # only a program that hangs takes this long
 SEED = int(
     os.environ.setdefault("FTB_SEED", str(random.SystemRandom().getrandbits(32)))
 )
+
+# A run in the background inherits an ignored SIGINT and hands it on to the programs
+# that tests start in order to interrupt them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile(
     "ftbus", deadline=None, database=None, derandomize=True, print_blob=True

@@ -192,6 +192,25 @@ def test_topic_row_is_found_by_any_spelling_of_the_key() -> None:
         assert bus.stats().topic(Event).handled == 2
 
 
+def test_topic_row_is_found_without_asking_the_keys() -> None:
+    class Hostile(type):
+        def __eq__(cls, other: object) -> bool:
+            raise AssertionError("compared")
+
+        __hash__ = type.__hash__
+
+    class Key(metaclass=Hostile):
+        pass
+
+    with EventBus() as bus:
+        for key in (b"a", Key, True.__class__, 1):
+            bus.on(key, lambda event: None)
+        stats = bus.stats()
+        assert stats.topic(Key).handlers == stats.topic(b"a").handlers == 1
+        assert stats.topic("a").handlers == stats.topic(True).handlers == 0
+        assert stats.topic(1.0).handlers == 0
+
+
 def test_topics_are_listed_busiest_first() -> None:
     with EventBus() as bus:
         for n in range(5):

@@ -241,7 +241,10 @@ def test_subclasses() -> None:
     assert type(m.copy()) is Named
     assert repr(m) == "Named({'a': 1})"
     assert type(Named.fromkeys("ab", 1)) is Named
-    assert type(pickle.loads(pickle.dumps(m))) is Named
+    for copied in (pickle.loads(pickle.dumps(m)), copy.copy(m), copy.deepcopy(m)):
+        assert type(copied) is Named
+        assert copied == m
+        assert copied.name == "own"
     assert not hasattr(StripedMap(), "__dict__")
 
 

@@ -7,6 +7,7 @@ makes ten million operations.
 import itertools
 import os
 import random
+import sysconfig
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from ftbus import StripedMap
 from ftbus.testing import run_threads
 
 THREADS = 8
+TSAN = "-fsanitize=thread" in str(sysconfig.get_config_var("PY_CFLAGS"))
 SCALE = float(os.environ.get("FTB_SCALE", "1"))
 
 
@@ -251,7 +253,8 @@ def test_iteration_never_raises_and_is_complete_under_writers(seed: int) -> None
     def write(index: int) -> None:
         rng = random.Random(seed + index)
         while not done.is_set():
-            names = [f"{index}.{rng.randrange(10**9)}" for _ in range(2000)]
+            names = [f"{index}.{i}" for i in range(2000)]
+            rng.shuffle(names)
             for name in names:
                 m[name] = [name]
             for key in rng.sample(range(2000), 50):
@@ -372,3 +375,51 @@ def test_histories_are_linearizable(seed: int) -> None:
             histories.setdefault(key, []).append(made)
         for history in histories.values():
             assert is_linearizable(tuple(history), ABSENT), history
+
+
+# Fork
+
+FORK = """
+import os, threading, warnings
+from ftbus import StripedMap
+
+warnings.simplefilter("ignore")
+m = StripedMap((i, [i]) for i in range(1000))
+done = threading.Event()
+
+def write(index):
+    i = 0
+    while not done.is_set():
+        i += 1
+        m[f"{index}.{i % 100}"] = [i]
+        m[i % 1000] = [i % 1000]
+        m.pop(f"{index}.{(i + 50) % 100}", None)
+        m.get(i % 1000)
+
+threads = [threading.Thread(target=write, args=(i,)) for i in range(3)]
+for thread in threads:
+    thread.start()
+codes = []
+for _ in range(10):
+    child = os.fork()
+    if child == 0:
+        assert m._is_valid()
+        assert all(m[i] == [i] for i in range(1000))
+        for i in range(5000):
+            m[i] = i
+        assert len(list(m)) == len(m) >= 5000
+        m.clear()
+        os._exit(0 if len(m) == 0 else 1)
+    codes.append(os.waitpid(child, 0)[1])
+done.set()
+for thread in threads:
+    thread.join()
+print(codes)
+"""
+
+
+@pytest.mark.skipif(TSAN, reason="ThreadSanitizer ends such children")
+def test_a_forks_child_can_use_the_map(python: Callable[..., Any]) -> None:
+    """Hunts: a lock that a thread of the parent held when it was forked."""
+    result = python(FORK)
+    assert result.stdout == f"{[0] * 10}\n", result.stderr

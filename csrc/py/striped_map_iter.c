@@ -126,13 +126,9 @@ map_iter_next(PyObject *op)
     struct map_item item;
     PyObject *map = NULL;
     int found;
-#if defined(Py_GIL_DISABLED)
     Py_BEGIN_CRITICAL_SECTION(self);
     found = item_next_locked(self, &item, &map);
     Py_END_CRITICAL_SECTION();
-#else
-    found = item_next_locked(self, &item, &map);
-#endif
     Py_XDECREF(map);
     return found == 1 ? item_object(&item, self->kind) : NULL;
 }

@@ -1,7 +1,7 @@
 /* ftb_map_walk.h, and what ftb_map.h has for maps that shrink: trim and detach.
  *
- * The stress test must fail if the walk goes in the order of slots, or forgets within a
- * slot how far it was. */
+ * The tests must fail if the walk goes in the order of slots, if it forgets within a slot
+ * how far it was, or if trim clears a removed slot that keys lie beyond. */
 #include "check.h"
 
 #include <string.h>
@@ -45,15 +45,22 @@ item_add(struct ftb_map *map, uint64_t number, uint64_t hash)
 }
 
 static void
-item_remove(struct ftb_map *map, uint64_t number)
+item_remove_hashed(struct ftb_map *map, uint64_t number, uint64_t hash)
 {
     struct ftb_keyview view = view_of(&number);
+    view.hash = hash != 0 ? hash : view.hash;
     struct ftb_stripe *stripe = ftb_map_lock(map, view.hash);
     struct item *item = (struct item *)(void *)ftb_map_remove_locked(stripe, &view);
     CHECK(item != NULL);
     ftb_map_trim_locked(stripe, view.hash);
     ftb_map_unlock(stripe);
     ftb_retire(&item->retired, item, item_free);
+}
+
+static void
+item_remove(struct ftb_map *map, uint64_t number)
+{
+    item_remove_hashed(map, number, 0);
 }
 
 static void
@@ -265,6 +272,80 @@ test_detach_empties_a_stripe(void)
     map_end(&map);
 }
 
+/* Few home slots, so that what comes and goes lies between a key and its home. */
+static uint64_t
+crowded_hash(uint64_t number)
+{
+    return (number + 1) << 40 | number % 3;
+}
+
+struct crowd {
+    struct ftb_map map;
+    ftb_atomic(int) writers_n;
+};
+
+static void
+come_and_go(struct crowd *crowd, int ix)
+{
+    uint64_t random = seed + (uint64_t)ix;
+    bool is_there[64] = {false};
+    long rounds = scaled(200000);
+    for (long i = 0; i < rounds; i++) {
+        uint64_t k = next_random(&random) % 64;
+        uint64_t number = STAY + 64 * (uint64_t)ix + k;
+        is_there[k] = !is_there[k];
+        if (is_there[k]) {
+            item_add(&crowd->map, number, crowded_hash(number));
+        } else {
+            item_remove_hashed(&crowd->map, number, crowded_hash(number));
+        }
+        if (i % 64 == 0) {
+            ftb_reclaim();
+        }
+    }
+    ftb_sub_acq_rel(&crowd->writers_n, 1);
+}
+
+static void
+find_those_that_stay(struct crowd *crowd)
+{
+    struct ftb_thread *thread = ftb_thread_current();
+    while (ftb_load_acquire(&crowd->writers_n) > 0) {
+        for (uint64_t number = 0; number < 20; number++) {
+            struct ftb_keyview view = view_of(&number);
+            view.hash = crowded_hash(number);
+            uint64_t odd = ftb_section_enter(thread);
+            struct ftb_entry *entry = ftb_map_find(&crowd->map, &view);
+            bool is_found = entry != NULL && ftb_key_equals(&entry->key, &view);
+            ftb_section_leave(thread, odd);
+            CHECK(is_found);
+        }
+    }
+}
+
+static void
+write_or_find(int ix, void *context)
+{
+    if (ix < 2) {
+        come_and_go(context, ix);
+    } else {
+        find_those_that_stay(context);
+    }
+}
+
+static void
+test_keys_that_stay_are_found_while_slots_are_cleared(void)
+{
+    struct crowd crowd;
+    CHECK(ftb_map_init(&crowd.map, 2) == FTB_OK);
+    ftb_init(&crowd.writers_n, 2);
+    for (uint64_t number = 0; number < 20; number++) {
+        item_add(&crowd.map, number, crowded_hash(number));
+    }
+    run_threads(4, write_or_find, &crowd);
+    map_end(&crowd.map);
+}
+
 int
 main(void)
 {
@@ -276,5 +357,6 @@ main(void)
     RUN(test_any_takes_all_out);
     RUN(test_keys_that_come_and_go_cause_no_rehash);
     RUN(test_detach_empties_a_stripe);
+    RUN(test_keys_that_stay_are_found_while_slots_are_cleared);
     return 0;
 }
