@@ -1,14 +1,5 @@
 #include "ftb_key.h"
 
-#include "ftb_xxh3.h"
-
-struct ftb_keyview
-ftb_keyview_of(enum ftb_key_kind kind, const void *data, uint32_t len_bytes)
-{
-    uint64_t hash = ftb_xxh3_64(data, len_bytes);
-    return (struct ftb_keyview){hash, data, len_bytes, (uint8_t)kind};
-}
-
 enum ftb_result
 ftb_key_init(struct ftb_key *key, const struct ftb_keyview *view)
 {

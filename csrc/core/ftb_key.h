@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "ftb_base.h"
+#include "ftb_xxh3.h"
 
 #define FTB_KEY_INLINE_BYTES 24
 
@@ -38,9 +39,19 @@ struct ftb_key {
     } bytes;
 };
 
-/* The view of `data`; hash64 is XXH3-64 of the bytes. */
-struct ftb_keyview
-ftb_keyview_of(enum ftb_key_kind kind, const void *data, uint32_t len_bytes);
+/* Make *view the view of `data`; hash is XXH3-64 of the bytes. Field by field, in place: a
+ * struct returned by value is copied with wide loads that wait for the narrow stores
+ * before them, about 10 ns per look-up. */
+static inline void
+ftb_keyview_init(
+    struct ftb_keyview *view, enum ftb_key_kind kind, const void *data,
+    uint32_t len_bytes)
+{
+    view->hash = ftb_xxh3_64(data, len_bytes);
+    view->data = data;
+    view->len_bytes = len_bytes;
+    view->kind = (uint8_t)kind;
+}
 
 /* Copy the view into *key. Returns FTB_NOMEM if a long key finds no memory. */
 FTB_MUST_USE enum ftb_result

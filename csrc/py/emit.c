@@ -10,6 +10,27 @@
  * another thread uses is written: snapshot, handlers and topic are borrowed under the
  * hazard slot, see csrc/core/ftb_reclaim.c. */
 
+/* What emit returns, usually one of CPython's immortal small ints; set once, by import. */
+static PyObject *counts[64];
+
+int
+ftb_emit_ready(void)
+{
+    for (long i = 0; i < (long)(sizeof counts / sizeof counts[0]); i++) {
+        if (counts[i] == NULL && (counts[i] = PyLong_FromLong(i)) == NULL) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static inline PyObject *
+count_object(uint32_t n)
+{
+    return FTB_LIKELY(n < sizeof counts / sizeof counts[0]) ? Py_NewRef(counts[n])
+                                                            : PyLong_FromLong(n);
+}
+
 /* Whether somebody subscribed or cancelled meanwhile. relaxed: a hint; what it leads to
  * acquires the handlers' states. */
 static inline int
@@ -297,7 +318,7 @@ emit_on_topic(
     snapshot_drop(thread, snapshot);
     ftb_count_local(&cell->emitted, 1);
     ftb_count_local(&cell->handled, n);
-    return PyLong_FromLong(n);
+    return count_object(n);
 }
 
 /* An event whose exact class has no topic: its bases may have handlers. */

@@ -58,6 +58,9 @@ call_handler(const struct ftb_call *call, PyObject *event)
     return PyObject_Vectorcall(func, args, nargs, NULL);
 }
 
+/* Prepare what every emit needs; by the import of the module. 0 or -1. */
+int ftb_emit_ready(void);
+
 /* The bodies of bus.emit, bus.emit_many, topic.emit, topic.emit_many. */
 PyObject *
 bus_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames);

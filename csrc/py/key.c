@@ -29,7 +29,7 @@ str_key(PyObject *object, struct ftb_object_key *key)
         ftb_raise("UnsupportedKeyError", Py_BuildValue("(O)", object));
         return -1;
     }
-    key->view = ftb_keyview_of(FTB_KEY_STR, utf8, (uint32_t)len);
+    ftb_keyview_init(&key->view, FTB_KEY_STR, utf8, (uint32_t)len);
     return 1;
 }
 
@@ -45,7 +45,7 @@ int_key(PyObject *object, struct ftb_object_key *key)
     for (int i = 0; i < 8; i++) {
         key->scratch[i] = (uint8_t)((unsigned long long)value >> (8 * i));
     }
-    key->view = ftb_keyview_of(FTB_KEY_INT, key->scratch, 8);
+    ftb_keyview_init(&key->view, FTB_KEY_INT, key->scratch, 8);
     return 1;
 }
 
@@ -53,7 +53,7 @@ static int
 identity_key(PyObject *object, enum ftb_key_kind kind, struct ftb_object_key *key)
 {
     memcpy(key->scratch, &object, sizeof object);
-    key->view = ftb_keyview_of(kind, key->scratch, sizeof object);
+    ftb_keyview_init(&key->view, kind, key->scratch, sizeof object);
     return 1;
 }
 
@@ -74,8 +74,8 @@ ftb_object_key_try(PyObject *object, struct ftb_object_key *key)
         return int_key(object, key);
     }
     if (PyBytes_CheckExact(object) && PyBytes_GET_SIZE(object) <= UINT32_MAX) {
-        key->view = ftb_keyview_of(
-            FTB_KEY_BYTES, PyBytes_AS_STRING(object),
+        ftb_keyview_init(
+            &key->view, FTB_KEY_BYTES, PyBytes_AS_STRING(object),
             (uint32_t)PyBytes_GET_SIZE(object));
         return 1;
     }

@@ -3,6 +3,7 @@
 
 #include "buffer.h"
 #include "bus.h"
+#include "emit.h"
 #include "errors.h"
 #include "key.h"
 #include "striped_map.h"
@@ -54,7 +55,7 @@ module_exec(PyObject *module)
             return -1;
         }
     }
-    if (ftb_errors_ready() < 0 || ftb_key_type_ready(module) < 0
+    if (ftb_errors_ready() < 0 || ftb_emit_ready() < 0 || ftb_key_type_ready(module) < 0
         || ftb_claim_type_ready(module) < 0 || ftb_buffer_types_ready(module) < 0
         || ftb_striped_map_type_ready(module) < 0) {
         return -1;

@@ -6,6 +6,7 @@
 #define FTB_TESTS_FAKES_H
 
 #include "check.h"
+#include "keys.h"
 
 #include <string.h>
 
@@ -37,7 +38,7 @@ fake_release(struct ftb_handler *handler)
         size_t removed_n;
         bool is_new;
         struct ftb_topic *topic;
-        struct ftb_keyview view = ftb_keyview_of(FTB_KEY_STR, "reentered", 9);
+        struct ftb_keyview view = keyview_of(FTB_KEY_STR, "reentered", 9);
         CHECK(ftb_topic_remove(handler->topic, NULL, NULL, &removed_n) == FTB_OK);
         CHECK(
             ftb_bus_topic(handler->topic->bus, &view, NULL, &topic, &is_new) == FTB_OK);
@@ -157,7 +158,7 @@ topic_of(struct ftb_bus *bus, const char *name)
 {
     struct ftb_topic *topic;
     bool is_new;
-    struct ftb_keyview view = ftb_keyview_of(FTB_KEY_STR, name, (uint32_t)strlen(name));
+    struct ftb_keyview view = keyview_of(FTB_KEY_STR, name, (uint32_t)strlen(name));
     CHECK(ftb_bus_topic(bus, &view, &good_key, &topic, &is_new) == FTB_OK);
     return topic;
 }

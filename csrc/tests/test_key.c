@@ -3,6 +3,7 @@
  * A wrong branch, secret offset or block boundary in the hash changes partitions and
  * routing between versions; a wrong length limit reads past a key. */
 #include "check.h"
+#include "keys.h"
 
 #include "ftb_key.h"
 #include "ftb_xxh3.h"
@@ -98,7 +99,7 @@ test_key_keeps_its_bytes(void)
     for (uint32_t len = 0; len <= 300; len++) {
         struct ftb_key key;
         pattern_fill(bytes, len);
-        struct ftb_keyview view = ftb_keyview_of(FTB_KEY_BYTES, bytes, len);
+        struct ftb_keyview view = keyview_of(FTB_KEY_BYTES, bytes, len);
         CHECK(view.hash == ftb_xxh3_64(bytes, len));
         CHECK(ftb_key_init(&key, &view) == FTB_OK);
         CHECK(ftb_key_equals(&key, &view));
@@ -125,7 +126,7 @@ test_equality_compares_everything(void)
     for (uint32_t len = 1; len <= 64; len++) {
         struct ftb_key key;
         pattern_fill(bytes, len);
-        struct ftb_keyview view = ftb_keyview_of(FTB_KEY_STR, bytes, len), other;
+        struct ftb_keyview view = keyview_of(FTB_KEY_STR, bytes, len), other;
         CHECK(ftb_key_init(&key, &view) == FTB_OK);
         other = view;
         other.kind = FTB_KEY_BYTES;
@@ -152,7 +153,7 @@ test_long_key_without_memory(void)
     uint8_t bytes[100];
     struct ftb_key key;
     pattern_fill(bytes, sizeof bytes);
-    struct ftb_keyview view = ftb_keyview_of(FTB_KEY_STR, bytes, sizeof bytes);
+    struct ftb_keyview view = keyview_of(FTB_KEY_STR, bytes, sizeof bytes);
     ftb_fault_alloc(0);
     CHECK(ftb_key_init(&key, &view) == FTB_NOMEM);
     CHECK(ftb_key_init(&key, &view) == FTB_OK); /* the fault strikes once */
@@ -178,8 +179,8 @@ test_random_pairs(void)
         uint8_t *a = bytes + next_random(&random) % 500;
         uint8_t *b = bytes + next_random(&random) % 500;
         struct ftb_key key;
-        struct ftb_keyview view_a = ftb_keyview_of(FTB_KEY_BYTES, a, len);
-        struct ftb_keyview view_b = ftb_keyview_of(FTB_KEY_BYTES, b, len);
+        struct ftb_keyview view_a = keyview_of(FTB_KEY_BYTES, a, len);
+        struct ftb_keyview view_b = keyview_of(FTB_KEY_BYTES, b, len);
         CHECK(ftb_key_init(&key, &view_a) == FTB_OK);
         CHECK(ftb_key_equals(&key, &view_b) == (memcmp(a, b, len) == 0));
         ftb_key_fini(&key);

@@ -1,5 +1,6 @@
 /* ftb_map.h: the striped map against a model, and under readers that take no lock. */
 #include "check.h"
+#include "keys.h"
 
 #include <string.h>
 
@@ -31,7 +32,7 @@ name_of(struct name *name, uint64_t number)
         name->text, sizeof name->text,
         number % 3 == 0 ? "a.key.that.does.not.fit.in.place.%llu" : "k%llu",
         (unsigned long long)number);
-    name->view = ftb_keyview_of(FTB_KEY_STR, name->text, (uint32_t)len);
+    name->view = keyview_of(FTB_KEY_STR, name->text, (uint32_t)len);
     return &name->view;
 }
 

@@ -3,6 +3,7 @@
  * The tests must fail if the walk goes in the order of slots, if it forgets within a slot
  * how far it was, or if trim clears a removed slot that keys lie beyond. */
 #include "check.h"
+#include "keys.h"
 
 #include <string.h>
 
@@ -27,7 +28,7 @@ item_free(struct ftb_retired *retired)
 static struct ftb_keyview
 view_of(const uint64_t *number)
 {
-    return ftb_keyview_of(FTB_KEY_INT, number, sizeof *number);
+    return keyview_of(FTB_KEY_INT, number, sizeof *number);
 }
 
 static void

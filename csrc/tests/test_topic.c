@@ -1,5 +1,6 @@
 /* ftb_topic.h and ftb_snapshot.h: who runs, in which order, and who is released when. */
 #include "fakes.h"
+#include "keys.h"
 
 /* Order */
 
@@ -212,7 +213,7 @@ small_life(void)
     if (bus == NULL) {
         return false;
     }
-    struct ftb_keyview view = ftb_keyview_of(FTB_KEY_STR, name, sizeof name);
+    struct ftb_keyview view = keyview_of(FTB_KEY_STR, name, sizeof name);
     struct ftb_topic *topic = NULL;
     bool is_new = true;
     struct fake fake;

@@ -1,5 +1,6 @@
 /* ftb_topic.h under threads that emit, subscribe, cancel, wait and close. */
 #include "fakes.h"
+#include "keys.h"
 
 /* Bug hunted: a once-handler that two emits run, that runs and is reported as cancelled
  * too, or that neither runs nor is cancelled; its references dropped twice or never. */
@@ -218,7 +219,7 @@ intern_body(int ix, void *context)
     uint64_t random = seed + (uint64_t)ix * 31;
     for (int n = 0; n < 200; n++) {
         uint64_t k = next_random(&random) % 64;
-        struct ftb_keyview view = ftb_keyview_of(FTB_KEY_INT, &k, 8);
+        struct ftb_keyview view = keyview_of(FTB_KEY_INT, &k, 8);
         struct ftb_topic *topic, *none = NULL;
         bool is_new;
         CHECK(ftb_bus_topic(intern->bus, &view, &good_key, &topic, &is_new) == FTB_OK);
