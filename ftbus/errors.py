@@ -25,8 +25,7 @@ class UnsupportedKeyError(FtbusError, TypeError):
         self.key = key
         super().__init__(
             f"{_brief(key)} cannot be a key: use a str, bytes, int of 64 bits, Key, "
-            "enum member or class (exactly these types, not subclasses), or emit an "
-            "instance of your own class"
+            "enum member or class (exactly these types, not subclasses)"
         )
 
 

@@ -15,8 +15,8 @@ ftb_fault_alloc(long count)
     ftb_store_seq_cst(&fault_countdown, count);
 }
 
-static bool
-fault_strikes(void)
+bool
+ftb_fault_strikes(void)
 {
     if (FTB_LIKELY(ftb_load_relaxed(&fault_countdown) < 0)) {
         return false; /* relaxed: a test arms the hook before it starts its threads */
@@ -33,23 +33,29 @@ ftb_now_ns(void)
 }
 
 void *
-ftb_alloc_line(size_t size)
+ftb_alloc_aligned(size_t alignment, size_t size)
 {
-    if (size > SIZE_MAX - FTB_LINE || fault_strikes()) {
+    void *memory;
+    if (ftb_fault_strikes() || posix_memalign(&memory, alignment, size) != 0) {
         return NULL;
     }
-    size_t rounded = (size + FTB_LINE - 1) / FTB_LINE * FTB_LINE;
-    void *memory = aligned_alloc(FTB_LINE, rounded);
-    if (memory != NULL) {
-        memset(memory, 0, rounded);
-    }
+    memset(memory, 0, size);
     return memory;
+}
+
+void *
+ftb_alloc_line(size_t size)
+{
+    return size > SIZE_MAX - FTB_LINE
+               ? NULL
+               : ftb_alloc_aligned(
+                     FTB_LINE, (size + FTB_LINE - 1) / FTB_LINE * FTB_LINE);
 }
 
 void *
 ftb_alloc(size_t size)
 {
-    return fault_strikes() ? NULL : calloc(1, size);
+    return ftb_fault_strikes() ? NULL : calloc(1, size);
 }
 
 void

@@ -53,12 +53,19 @@ FTB_MUST_USE void *ftb_alloc_line(size_t size);
 /* Zeroed memory with malloc's alignment. Returns NULL when there is none. */
 FTB_MUST_USE void *ftb_alloc(size_t size);
 
-/* Free memory from either of the two above; NULL is allowed. */
+/* Zeroed memory, aligned to a power of two. Returns NULL when there is none. */
+FTB_MUST_USE void *ftb_alloc_aligned(size_t alignment, size_t size);
+
+/* Free memory from any of the above; NULL is allowed. */
 void ftb_free(void *memory);
 
 /* Test hook: let the next `count` allocations succeed and fail the one after, once.
  * A negative count turns the hook off. Process-wide. */
 void ftb_fault_alloc(long count);
+
+/* For what keeps memory in store and is an allocation to its caller: true if this one must
+ * fail. */
+bool ftb_fault_strikes(void);
 
 /* The smallest power of two >= n, at least 1. n <= 2**63. */
 static inline uint64_t

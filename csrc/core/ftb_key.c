@@ -13,8 +13,8 @@ ftb_key_init(struct ftb_key *key, const struct ftb_keyview *view)
     }
     memcpy(target, view->data, view->len_bytes);
     key->hash = view->hash;
-    key->len_bytes = view->len_bytes;
-    key->kind = view->kind;
+    key->len_bytes = view->len_bytes & FTB_KEY_MAX_BYTES; /* which it does not exceed */
+    key->kind = view->kind & 7u;
     return FTB_OK;
 }
 

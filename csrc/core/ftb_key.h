@@ -12,6 +12,9 @@
 
 #define FTB_KEY_INLINE_BYTES 24
 
+/* No key is longer. */
+#define FTB_KEY_MAX_BYTES ((1u << 29) - 1)
+
 enum ftb_key_kind {
     FTB_KEY_STR = 1,    /* bytes are UTF-8 */
     FTB_KEY_BYTES = 2,  /* bytes are themselves */
@@ -31,12 +34,14 @@ struct ftb_keyview {
 /* A stored key. Longer than FTB_KEY_INLINE_BYTES: the bytes are on the heap. */
 struct ftb_key {
     uint64_t hash;
-    uint32_t len_bytes;
-    uint8_t kind;
     union {
         uint8_t in_place[FTB_KEY_INLINE_BYTES];
         uint8_t *heap;
     } bytes;
+    uint32_t len_bytes : 29;
+    uint32_t kind : 3;
+    uint32_t
+        owner_id; /* the owner's own, in what would be padding; no part of the key */
 };
 
 /* Make *view the view of `data`; hash is XXH3-64 of the bytes. Field by field, in place: a
@@ -53,7 +58,7 @@ ftb_keyview_init(
     view->kind = (uint8_t)kind;
 }
 
-/* Copy the view into *key. Returns FTB_NOMEM if a long key finds no memory. */
+/* Copy the view, of at most FTB_KEY_MAX_BYTES, into *key. Returns FTB_NOMEM if a long key finds no memory. */
 FTB_MUST_USE enum ftb_result
 ftb_key_init(struct ftb_key *key, const struct ftb_keyview *view);
 

@@ -4,17 +4,22 @@
 
 #include "ftb_atomic.h"
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+bool ftb_slab_is_pooled = false;
+#endif
+
 enum {
-    SLAB_BYTES = 16384,
-    SLAB_CELLS = SLAB_BYTES / FTB_SLAB_CELL_BYTES - 1,
+    SLAB_BYTES = 16384, /* and so aligned: a cell's address tells its slab */
+    /* One cell for the header, and one left to malloc for its own: without that, each
+     * slab would leave a hole as large as itself before the next. */
+    SLAB_CELLS = SLAB_BYTES / FTB_SLAB_CELL_BYTES - 2,
     CACHE_CELLS = 64,
     CACHE_BATCH = CACHE_CELLS / 2, /* moved at once between a cache and the slabs */
 };
 
 struct cell {
-    unsigned char room[FTB_SLAB_ROOM_BYTES - sizeof(void *)];
-    struct cell *next;     /* the owner's while in use; else guarded by slabs_lock */
-    struct ftb_slab *slab; /* written when the cell is first taken */
+    struct cell *next; /* the owner's while in use; else guarded by slabs_lock */
+    unsigned char room[FTB_SLAB_CELL_BYTES - sizeof(void *)];
 };
 
 /* Guarded by slabs_lock. On the list while it has a free cell. */
@@ -75,7 +80,8 @@ slab_unlink_locked(struct ftb_slab *slab)
 static bool
 slab_add_locked(void)
 {
-    struct ftb_slab *slab = ftb_alloc_line(SLAB_BYTES);
+    struct ftb_slab *slab =
+        ftb_alloc_aligned(SLAB_BYTES, sizeof *slab + SLAB_CELLS * sizeof(struct cell));
     if (slab == NULL) {
         return false;
     }
@@ -100,7 +106,6 @@ cell_take_locked(struct ftb_slab *slab)
         slab->free = cell->next;
     } else {
         cell = &slab->cells[slab->fresh_ix++];
-        cell->slab = slab;
     }
     empty_n -= slab->used_n++ == 0;
     if (slab_is_full(slab)) {
@@ -122,11 +127,17 @@ cells_take(struct cell **cells, uint32_t n)
     return taken_n;
 }
 
+static inline struct ftb_slab *
+slab_of(struct cell *cell)
+{
+    return (struct ftb_slab *)((uintptr_t)cell & ~(uintptr_t)(SLAB_BYTES - 1));
+}
+
 /* Returns the slab if the system should have it back, else NULL. */
 static struct ftb_slab *
 cell_give_locked(struct cell *cell)
 {
-    struct ftb_slab *slab = cell->slab;
+    struct ftb_slab *slab = slab_of(cell);
     if (slab_is_full(slab)) {
         slab_link_locked(slab);
     }
@@ -200,6 +211,12 @@ cache_new(void)
 void *
 ftb_slab_take(void)
 {
+    if (!ftb_slab_is_pooled) {
+        return ftb_alloc_aligned(FTB_SLAB_CELL_BYTES, FTB_SLAB_CELL_BYTES);
+    }
+    if (FTB_UNLIKELY(ftb_fault_strikes())) {
+        return NULL;
+    }
     struct cache *cache = cache_local != NULL ? cache_local : cache_new();
     if (FTB_UNLIKELY(cache == NULL)) {
         struct cell *cell;
@@ -214,6 +231,10 @@ ftb_slab_take(void)
 void
 ftb_slab_give(void *memory)
 {
+    if (!ftb_slab_is_pooled) {
+        ftb_free(memory);
+        return;
+    }
     struct cell *cell = memory;
     struct cache *cache = cache_local != NULL ? cache_local : cache_new();
     if (FTB_UNLIKELY(cell == NULL)) {

@@ -1,4 +1,5 @@
-/* Cells of 64 bytes, aligned to 64: the entries of maps, a million at a time.
+/* Cells of 64 bytes, aligned to 64: topics, snapshots and the entries of maps, a million
+ * at a time.
  *
  * aligned_alloc takes 192 bytes and 300 ns for such a cell (measured with glibc 2.36);
  * here it is 64 bytes, and a few nanoseconds from a small cache of the thread's own. Any
@@ -9,8 +10,14 @@
 #include "ftb_base.h"
 
 #define FTB_SLAB_CELL_BYTES 64
-/* The owner's share of a cell; the rest says where the cell belongs. */
-#define FTB_SLAB_ROOM_BYTES (FTB_SLAB_CELL_BYTES - sizeof(void *))
+
+/* Under a sanitizer each cell is an allocation of its own, so that it reports who uses one
+ * too long; a test of the slabs themselves sets this first. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+extern bool ftb_slab_is_pooled;
+#else
+enum { ftb_slab_is_pooled = true };
+#endif
 
 /* A cell, with whatever its last owner left in it. NULL: no memory. */
 FTB_MUST_USE void *ftb_slab_take(void);

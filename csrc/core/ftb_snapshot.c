@@ -1,5 +1,6 @@
 #include "ftb_snapshot.h"
 
+#include "ftb_slab.h"
 #include "ftb_topic.h"
 
 void (*ftb_handler_release_fn)(struct ftb_handler *handler) = NULL;
@@ -7,9 +8,24 @@ void (*ftb_handler_release_fn)(struct ftb_handler *handler) = NULL;
 struct ftb_snapshot *
 ftb_snapshot_reserve(size_t most)
 {
-    return ftb_alloc(
-        sizeof(struct ftb_snapshot) + sizeof(struct ftb_retired)
-        + most * (sizeof(struct ftb_call) + sizeof(struct ftb_handler *)));
+    size_t size = sizeof(struct ftb_snapshot) + sizeof(struct ftb_retired)
+                  + most * (sizeof(struct ftb_call) + sizeof(struct ftb_handler *));
+    bool is_cell = size <= FTB_SLAB_CELL_BYTES;
+    struct ftb_snapshot *room = is_cell ? ftb_slab_take() : ftb_alloc(size);
+    if (room != NULL) {
+        room->is_cell = is_cell;
+    }
+    return room;
+}
+
+static void
+snapshot_free_memory(struct ftb_snapshot *snapshot)
+{
+    if (snapshot->is_cell) {
+        ftb_slab_give(snapshot);
+    } else {
+        ftb_free(snapshot);
+    }
 }
 
 static bool
@@ -24,7 +40,7 @@ snapshot_append(
     struct ftb_handler *handler)
 {
     ftb_handler_retain(handler);
-    snapshot->flags |= handler->flags;
+    snapshot->flags |= (uint16_t)handler->flags;
     snapshot->calls[out - ftb_snapshot_handlers(snapshot)] =
         (struct ftb_call){handler->func, handler->self};
     *out = handler;
@@ -46,7 +62,7 @@ ftb_snapshot_fill(
         room->n += is_kept(handlers[i]);
     }
     if (room->n == 0) {
-        ftb_free(room);
+        snapshot_free_memory(room);
         return NULL;
     }
     struct ftb_handler **out = ftb_snapshot_handlers(room); /* needs n */
@@ -72,7 +88,7 @@ ftb_snapshot_discard(struct ftb_snapshot *snapshot)
     for (uint32_t i = 0; i < snapshot->n; i++) {
         ftb_handler_release(handlers[i]);
     }
-    ftb_free(snapshot);
+    snapshot_free_memory(snapshot);
 }
 
 static void

@@ -48,11 +48,13 @@ struct ftb_call {
     void *self;
 };
 
-/* In memory: this header, calls[n], handlers[n], the retire link; perhaps room to spare. */
+/* In memory: this header, calls[n], handlers[n], the retire link; perhaps room to spare.
+ * With room for one handler, as most have, it is one cell of ftb_slab. */
 struct ftb_snapshot {
     struct ftb_topic *topic;
     uint32_t n;
-    uint32_t flags; /* every handler's flags and its own, or-ed */
+    uint16_t flags;   /* every handler's flags and its own, or-ed */
+    uint16_t is_cell; /* where its memory came from */
     struct ftb_call calls[];
 };
 

@@ -3,6 +3,9 @@
 #include <time.h>
 
 #include "ftb_shard.h"
+#include "ftb_slab.h"
+
+_Static_assert(sizeof(struct ftb_topic) <= FTB_SLAB_CELL_BYTES, "a topic is one cell");
 
 void (*ftb_topic_release_fn)(struct ftb_topic *topic) = NULL;
 
@@ -35,9 +38,9 @@ topic_free(struct ftb_entry *entry)
     if (ftb_topic_release_fn != NULL && topic->key_object != NULL) {
         ftb_topic_release_fn(topic);
     }
-    ftb_shard_id_release(topic->id);
+    ftb_shard_id_release(ftb_topic_id(topic));
     ftb_key_fini(&topic->entry.key);
-    ftb_free(topic);
+    ftb_slab_give(topic);
 }
 
 void
@@ -58,22 +61,24 @@ ftb_bus_release(struct ftb_bus *bus)
 static struct ftb_topic *
 topic_new(struct ftb_bus *bus, const struct ftb_keyview *view, void *key_object)
 {
-    struct ftb_topic *topic = ftb_alloc_line(sizeof *topic);
+    struct ftb_topic *topic = ftb_slab_take();
     if (topic == NULL) {
         return NULL;
     }
+    if (ftb_key_init(&topic->entry.key, view) != FTB_OK) {
+        ftb_slab_give(topic);
+        return NULL;
+    }
+    uint32_t id = ftb_shard_id_acquire();
+    if (id == UINT32_MAX) {
+        ftb_key_fini(&topic->entry.key);
+        ftb_slab_give(topic);
+        return NULL;
+    }
+    topic->entry.key.owner_id = id;
     topic->bus = bus;
     topic->key_object = key_object;
-    topic->id = ftb_shard_id_acquire();
-    if (topic->id == UINT32_MAX) {
-        ftb_free(topic);
-        return NULL;
-    }
-    if (ftb_key_init(&topic->entry.key, view) != FTB_OK) {
-        ftb_shard_id_release(topic->id);
-        ftb_free(topic);
-        return NULL;
-    }
+    ftb_init(&topic->snapshot, (struct ftb_snapshot *)NULL);
     return topic;
 }
 

@@ -12,14 +12,21 @@
 
 struct ftb_bus;
 
+/* One cell of ftb_slab, so that a look-up in a million topics waits for one line of it. */
 struct ftb_topic {
     struct ftb_entry entry; /* first: the map finds topics by it */
     /* Written under the stripe lock; read inside sections. NULL: no handlers. */
     ftb_atomic(struct ftb_snapshot *) snapshot;
-    uint32_t id; /* of its counters; set before the topic is published */
-    struct ftb_bus *bus;
-    void *key_object; /* the Python layer's owned reference; likewise */
+    struct ftb_bus *bus; /* set before the topic is published */
+    void *key_object;    /* the Python layer's owned reference; likewise */
 };
+
+/* The number of a topic's counters. */
+static inline uint32_t
+ftb_topic_id(const struct ftb_topic *topic)
+{
+    return topic->entry.key.owner_id;
+}
 
 struct ftb_bus {
     struct ftb_map topics;

@@ -181,7 +181,8 @@ claim_run(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
         return PyErr_Format(PyExc_TypeError, "run() takes an event and a function");
     }
     struct ftb_thread *thread = bus_thread();
-    struct ftb_cell *cell = thread != NULL ? bus_cell(thread, topic->id) : NULL;
+    struct ftb_cell *cell =
+        thread != NULL ? bus_cell(thread, ftb_topic_id(topic)) : NULL;
     if (cell == NULL) {
         return NULL;
     }

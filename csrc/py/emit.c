@@ -149,7 +149,7 @@ run_topic(struct delivery *delivery, struct ftb_topic *topic, struct ftb_thread 
         raise_too_deep(delivery->bus, topic->key_object);
         return -1;
     }
-    struct ftb_cell *cell = bus_cell(thread, topic->id);
+    struct ftb_cell *cell = bus_cell(thread, ftb_topic_id(topic));
     struct ftb_snapshot *snapshot = cell != NULL ? ftb_topic_hold(thread, topic) : NULL;
     if (snapshot == NULL) {
         return cell != NULL ? 0 : -1;
@@ -268,9 +268,9 @@ emit_any(BusObject *bus, struct ftb_topic *topic, PyObject *event)
     Py_ssize_t ran_n = delivery_run(&delivery, topic);
     if (ran_n == 0) {
         delivery_fini(&delivery);
-        return emit_unheard(bus, thread, topic->id);
+        return emit_unheard(bus, thread, ftb_topic_id(topic));
     }
-    struct ftb_cell *cell = bus_cell(thread, topic->id);
+    struct ftb_cell *cell = bus_cell(thread, ftb_topic_id(topic));
     if (cell != NULL) {
         ftb_count_local(&cell->emitted, 1);
     }
@@ -297,10 +297,11 @@ static inline PyObject *
 emit_on_topic(
     BusObject *bus, struct ftb_thread *thread, struct ftb_topic *topic, PyObject *event)
 {
-    struct ftb_cell *cell = ftb_shard_cell_local(thread->shard, topic->id);
+    struct ftb_cell *cell = ftb_shard_cell_local(thread->shard, ftb_topic_id(topic));
     if (FTB_UNLIKELY(thread->depth >= FTB_DEPTH_MAX || cell == NULL)) {
         return emit_any(bus, topic, event); /* raises */
     }
+    __builtin_prefetch(cell, 1); /* written last: with many topics it is far away */
     struct ftb_snapshot *snapshot = ftb_topic_hold(thread, topic);
     if (FTB_UNLIKELY(snapshot == NULL)) {
         return emit_any(bus, topic, event);

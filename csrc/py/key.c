@@ -24,7 +24,7 @@ str_key(PyObject *object, struct ftb_object_key *key)
 {
     Py_ssize_t len;
     const char *utf8 = PyUnicode_AsUTF8AndSize(object, &len);
-    if (utf8 == NULL || len > UINT32_MAX) {
+    if (utf8 == NULL || len > FTB_KEY_MAX_BYTES) {
         PyErr_Clear(); /* lone surrogates: not text */
         ftb_raise("UnsupportedKeyError", Py_BuildValue("(O)", object));
         return -1;
@@ -73,7 +73,7 @@ ftb_object_key_try(PyObject *object, struct ftb_object_key *key)
     if (PyLong_CheckExact(object)) {
         return int_key(object, key);
     }
-    if (PyBytes_CheckExact(object) && PyBytes_GET_SIZE(object) <= UINT32_MAX) {
+    if (PyBytes_CheckExact(object) && PyBytes_GET_SIZE(object) <= FTB_KEY_MAX_BYTES) {
         ftb_keyview_init(
             &key->view, FTB_KEY_BYTES, PyBytes_AS_STRING(object),
             (uint32_t)PyBytes_GET_SIZE(object));

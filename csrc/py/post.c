@@ -208,7 +208,8 @@ post_init(
     if (thread == NULL) {
         return -1;
     }
-    post->cell = bus_cell(thread, topic != NULL ? topic->id : bus->core->unheard_id);
+    post->cell =
+        bus_cell(thread, topic != NULL ? ftb_topic_id(topic) : bus->core->unheard_id);
     post->pool = post->cell != NULL ? pool_of(bus) : NULL;
     return post->pool != NULL ? 0 : -1;
 }

@@ -113,7 +113,8 @@ bus_encode(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     BusObject *bus = (BusObject *)self;
     struct ftb_topic *topic = bus_topic_of(bus, args[0]);
     struct ftb_thread *thread = topic != NULL ? bus_thread() : NULL;
-    struct ftb_cell *cell = thread != NULL ? bus_cell(thread, topic->id) : NULL;
+    struct ftb_cell *cell =
+        thread != NULL ? bus_cell(thread, ftb_topic_id(topic)) : NULL;
     struct delivery delivery = {.bus = bus, .event = args[1]};
     if (cell != NULL && delivery_encoded(&delivery) != NULL
         && delivery.encoded != delivery.event) {

@@ -44,7 +44,7 @@ topic_row(struct ftb_topic *topic)
     unsigned int handlers_n = snapshot != NULL ? snapshot->n : 0;
     ftb_section_leave(thread, odd);
     struct ftb_totals totals = {0};
-    ftb_shard_sum(topic->id, &totals);
+    ftb_shard_sum(ftb_topic_id(topic), &totals);
     return Py_BuildValue(
         "(OIN)", (PyObject *)topic->key_object, handlers_n, totals_dict(&totals));
 }

@@ -14,7 +14,6 @@
 #include "ftb_map.h"
 #include "ftb_map_walk.h"
 #include "ftb_slab.h"
-#include "ftb_xxh3.h"
 #include "key.h"
 
 /* One cell of ftb_slab. */
@@ -24,10 +23,9 @@ struct map_entry {
      * made NULL under the stripe's lock. */
     ftb_atomic(PyObject *) value;
     PyObject *key; /* strong; guarded by the stripe's lock, then the remover's */
-    void *slab;    /* where the cell belongs */
 };
 
-_Static_assert(sizeof(struct map_entry) == FTB_SLAB_CELL_BYTES, "an entry is one cell");
+_Static_assert(sizeof(struct map_entry) <= FTB_SLAB_CELL_BYTES, "an entry is one cell");
 
 typedef struct {
     PyObject_HEAD
@@ -44,19 +42,6 @@ extern PyTypeObject ftb_striped_map_iter_type;
 /* Add the type to the module. 0, or -1 with an exception set. */
 int ftb_striped_map_type_ready(PyObject *module);
 
-/* Field by field: a view that is returned as a whole is written in parts and read back at
- * once, for which the processor waits (10 ns, a third of a look-up). */
-static inline void
-map_view_set(
-    struct ftb_keyview *view, enum ftb_key_kind kind, const void *data,
-    size_t len_bytes)
-{
-    view->hash = ftb_xxh3_64(data, len_bytes);
-    view->data = data;
-    view->len_bytes = (uint32_t)len_bytes;
-    view->kind = (uint8_t)kind;
-}
-
 /* The view of a key object, borrowed from it. 0, or -1 with UnsupportedKeyError set. The
  * usual kinds of keys, here in place, have the views that ftb_object_key_of gives them. */
 static inline int
@@ -65,8 +50,9 @@ map_key(PyObject *object, struct ftb_object_key *key)
     if (FTB_LIKELY(
             PyUnicode_CheckExact(object) && PyUnicode_IS_COMPACT_ASCII(object))) {
         size_t len_bytes = (size_t)PyUnicode_GET_LENGTH(object);
-        if (FTB_LIKELY(len_bytes <= UINT32_MAX)) {
-            map_view_set(&key->view, FTB_KEY_STR, PyUnicode_DATA(object), len_bytes);
+        if (FTB_LIKELY(len_bytes <= FTB_KEY_MAX_BYTES)) {
+            const void *data = PyUnicode_DATA(object);
+            ftb_keyview_init(&key->view, FTB_KEY_STR, data, (uint32_t)len_bytes);
             return 0;
         }
     } else if (
@@ -77,13 +63,13 @@ map_key(PyObject *object, struct ftb_object_key *key)
         value = (int64_t)__builtin_bswap64((uint64_t)value);
 #endif
         memcpy(key->scratch, &value, sizeof value);
-        map_view_set(&key->view, FTB_KEY_INT, key->scratch, sizeof value);
+        ftb_keyview_init(&key->view, FTB_KEY_INT, key->scratch, sizeof value);
         return 0;
     } else if (PyBytes_CheckExact(object)) {
         size_t len_bytes = (size_t)PyBytes_GET_SIZE(object);
-        if (FTB_LIKELY(len_bytes <= UINT32_MAX)) {
+        if (FTB_LIKELY(len_bytes <= FTB_KEY_MAX_BYTES)) {
             const void *data = PyBytes_AS_STRING(object);
-            map_view_set(&key->view, FTB_KEY_BYTES, data, len_bytes);
+            ftb_keyview_init(&key->view, FTB_KEY_BYTES, data, (uint32_t)len_bytes);
             return 0;
         }
     }

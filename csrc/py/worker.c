@@ -42,7 +42,7 @@ static void
 count_done(BusObject *bus, struct ftb_topic *topic, int was_dropped)
 {
     struct ftb_thread *thread = bus_thread();
-    uint32_t id = topic != NULL ? topic->id : bus->core->unheard_id;
+    uint32_t id = topic != NULL ? ftb_topic_id(topic) : bus->core->unheard_id;
     struct ftb_cell *cell = thread != NULL ? bus_cell(thread, id) : NULL;
     if (cell == NULL) {
         PyErr_WriteUnraisable((PyObject *)bus); /* one event's count is lost, loudly */

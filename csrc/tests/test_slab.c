@@ -12,13 +12,13 @@ enum { CELLS = 5000 };
 
 static uint64_t seed;
 
-/* Takes a cell and writes the owner's whole share. */
+/* Takes a cell and writes the whole of it. */
 static void *
 cell_new(unsigned char mark)
 {
     void *cell = ftb_slab_take();
     CHECK(cell != NULL && (uintptr_t)cell % FTB_SLAB_CELL_BYTES == 0);
-    memset(cell, mark, FTB_SLAB_ROOM_BYTES);
+    memset(cell, mark, FTB_SLAB_CELL_BYTES);
     return cell;
 }
 
@@ -26,7 +26,7 @@ static void
 cell_give(void *memory, unsigned char mark)
 {
     unsigned char *cell = memory;
-    for (size_t i = 0; i < FTB_SLAB_ROOM_BYTES; i++) {
+    for (size_t i = 0; i < FTB_SLAB_CELL_BYTES; i++) {
         CHECK(cell[i] == mark);
     }
     ftb_slab_give(cell);
@@ -58,11 +58,13 @@ test_without_memory(void)
 {
     static void *cells[CELLS];
     int n = -1;
-    do { /* what is in store still comes */
-        ftb_fault_alloc(0);
+    do { /* what is in store still comes: the take itself succeeds, the slab fails */
+        ftb_fault_alloc(1);
         cells[++n] = ftb_slab_take();
     } while (n + 1 < CELLS && cells[n] != NULL);
     CHECK(cells[n] == NULL);
+    ftb_fault_alloc(0);
+    CHECK(ftb_slab_take() == NULL);
     ftb_fault_alloc(-1);
     cells[n] = cell_new(1);
     for (int i = 0; i <= n; i++) {
@@ -110,6 +112,9 @@ int
 main(void)
 {
     set_watchdog(120);
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    ftb_slab_is_pooled = true;
+#endif
     seed = run_seed();
     RUN(test_memory_goes_back);
     RUN(test_without_memory);

@@ -243,8 +243,10 @@ test_topics_are_interned(void)
             struct ftb_topic *topic = ftb_load_acquire(&intern.topics[k]);
             CHECK(ftb_load_acquire(&intern.made_n[k]) == (topic != NULL));
             if (topic != NULL) {
-                CHECK(topic->id < sizeof is_taken && !is_taken[topic->id]);
-                is_taken[topic->id] = true;
+                CHECK(
+                    ftb_topic_id(topic) < sizeof is_taken
+                    && !is_taken[ftb_topic_id(topic)]);
+                is_taken[ftb_topic_id(topic)] = true;
                 topics_n++;
             }
         }
