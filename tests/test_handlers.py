@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import gc
+import operator
 import threading
 import types
 import weakref
@@ -346,6 +347,27 @@ def test_cancel_with_wait_is_not_held_up_by_other_keys_and_later_emits() -> None
         assert other.cancel(wait=True)
 
 
+def test_blocked_handler_holds_up_only_what_it_may_still_use() -> None:
+    with EventBus() as bus:
+        first = Owner()
+        bus.on("key", first.handle)
+        kept = weakref.ref(first)
+        del first
+        with blocked_handler(bus) as (subscription, _):
+            references = []
+            for _ in range(1000):  # each replaces the snapshot that the next emit sees
+                owner = Owner()
+                references.append(weakref.ref(owner))
+                with bus.subscribe("key", owner.handle):
+                    pass
+                del owner
+            eventually(lambda: all(reference() is None for reference in references))
+            bus.off("key")
+            assert kept() is not None  # in the snapshot that the blocked emit walks
+            assert not subscription.active
+        eventually(lambda: kept() is None)
+
+
 def test_handler_may_cancel_itself_with_wait() -> None:
     with EventBus() as bus:
         own = bus.subscribe("key", lambda event: own.cancel(wait=True))
@@ -447,6 +469,14 @@ def test_all_kinds_of_callables_are_handlers() -> None:
         def __call__(self, event: object) -> None:
             seen.append("call")
 
+    @functools.singledispatch
+    def by_type(event: object) -> None:
+        raise AssertionError("the event is a str")
+
+    @by_type.register
+    def _(event: str) -> None:
+        seen.append("text")
+
     with EventBus() as bus:
         seen: list[Any] = []
         for handler in (
@@ -457,12 +487,50 @@ def test_all_kinds_of_callables_are_handlers() -> None:
             seen.append,
             types.MethodType(list.append, seen),
             lambda *events: seen.append(len(events)),
+            by_type,
+            operator.itemgetter(0),
+            len,
+            Owner,
         ):
             bus.on("key", handler)
             assert bus.off("key", handler) == 1
             bus.on("key", handler)
-        assert bus.emit("key", "event") == 7
-        assert seen == ["static", "class", "call", *["event"] * 3, 1]
+        with pytest.raises(HandlerErrors) as caught:
+            bus.emit("key", "event")
+        assert [type(error) for error in caught.value.exceptions] == [TypeError]
+        assert "Owner" in str(caught.value.exceptions[0])  # whose __init__ takes nothing
+        assert caught.value.ran == 11
+        assert seen == ["static", "class", "call", *["event"] * 3, 1, "text"]
+
+
+def test_method_of_an_object_that_nothing_else_keeps_is_a_handler() -> None:
+    with EventBus() as bus:
+        owner = Owner()
+        reference, seen = weakref.ref(owner), owner.seen
+        bus.on("key", owner.handle)
+        del owner
+        bus.emit("key", 1)
+        assert seen == [1]
+        assert reference() is not None
+        bus.off("key")
+        assert reference() is None
+
+
+def test_method_may_be_removed_by_the_object_that_dies_in_it() -> None:
+    with EventBus() as bus:
+        seen: list[object] = []
+
+        class Last:
+            def handle(self, event: object) -> None:
+                bus.off("key")
+                seen.append(event)
+
+            def __del__(self) -> None:
+                seen.append(bus.emit("key"))
+
+        bus.on("key", Last().handle)
+        assert bus.emit("key", "event") == 1
+        assert seen == ["event", 0]
 
 
 # async
