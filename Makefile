@@ -18,12 +18,12 @@ C_TEXTS := $(C_SOURCES) $(wildcard csrc/tests/*.[ch] csrc/models/*.h csrc/models
 
 export FTBUS_WERROR ?= 1
 
-# An instrumented copy of the package stands on the path before the plain one (-P keeps
-# the current folder out of it), and pytest's output is not captured, so that a report
-# is seen even if the process dies of it.
+# An instrumented copy of the package stands on the path before the plain one (a safe path
+# keeps the current folder out of it, in the processes that tests start too), and pytest's
+# output is not captured, so that a report is seen even if the process dies of it.
 INSTRUMENT = FTBUS_SAN=$(SAN) $(PYTHON) setup.py --quiet build --build-lib $(SAN_LIB)
 SAN_LIB = build/$(SAN)/lib
-SAN_PYTEST := -P -m pytest -s -p no:xdist --timeout=600
+SAN_PYTEST := -m pytest -s -p no:xdist --timeout=600
 SITE = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 # The interpreter lies outside the project: without it a venv is of no use.
@@ -66,7 +66,7 @@ test-parallel: setup ## every Python test in four threads at once, five times
 test-asan: SAN := address,undefined
 test-asan: setup ## the Python tests with the extension under address and undefined
 	$(INSTRUMENT)
-	PYTHONPATH=$(SAN_LIB) PYTHONMALLOC=mimalloc_debug \
+	PYTHONSAFEPATH=1 PYTHONPATH=$(SAN_LIB) PYTHONMALLOC=mimalloc_debug \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	$(PYTHON) $(SAN_PYTEST) $(PYTEST_ARGS)
@@ -75,7 +75,7 @@ test-tsan: SAN := thread
 test-tsan: setup ## the Python tests, interpreter and extension under ThreadSanitizer
 	$(INSTRUMENT)
 	python=$$(python3 tools/interpreter.py --kind tsan) && \
-	PYTHONPATH=$(SAN_LIB):$(SITE) \
+	PYTHONSAFEPATH=1 PYTHONPATH=$(SAN_LIB):$(SITE) \
 	TSAN_OPTIONS=suppressions=$(CURDIR)/tools/tsan.supp:handle_segv=0:exitcode=66 \
 	"$$python" $(SAN_PYTEST) $(PYTEST_ARGS)
 

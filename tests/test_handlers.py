@@ -490,7 +490,7 @@ def test_all_kinds_of_callables_are_handlers() -> None:
             by_type,
             operator.itemgetter(0),
             len,
-            Owner,
+            Owner,  # whose __init__ takes nothing
         ):
             bus.on("key", handler)
             assert bus.off("key", handler) == 1
@@ -498,7 +498,7 @@ def test_all_kinds_of_callables_are_handlers() -> None:
         with pytest.raises(HandlerErrors) as caught:
             bus.emit("key", "event")
         assert [type(error) for error in caught.value.exceptions] == [TypeError]
-        assert "Owner" in str(caught.value.exceptions[0])  # whose __init__ takes nothing
+        assert "Owner" in str(caught.value.exceptions[0])
         assert caught.value.ran == 11
         assert seen == ["static", "class", "call", *["event"] * 3, 1, "text"]
 

@@ -26,6 +26,7 @@
 #define FTB_POOL_H
 
 #include "ftb_base.h"
+#include "ftb_fan.h"
 #include "ftb_ring.h"
 
 #define FTB_BATCH_MAX 32u
@@ -51,6 +52,10 @@ struct ftb_batch {
     uint32_t n;
     struct ftb_strand *strand; /* set if the items are of one partition; not for use */
     uint64_t start_ns;         /* about when it was taken; 0 in batches of take_one */
+    /* Set if items[0].payload is the work of another worker's event, of which this one is
+     * to run handler fan_ix. */
+    struct ftb_fan *fan;
+    uint32_t fan_ix;
     struct ftb_item items[FTB_BATCH_MAX];
 };
 
@@ -104,6 +109,26 @@ FTB_MUST_USE enum ftb_result ftb_pool_try_post_many(
  * A batch shrinks to one event as handlers get slow, and never holds more than the
  * worker's share of what is queued. Legal while another batch of the worker is open. */
 uint32_t ftb_pool_take(ftb_pool_t *pool, uint32_t worker_ix, struct ftb_batch *batch);
+
+/* Whether this worker should share out the handlers of an event it has taken: others are
+ * idle, its events are not over at once, and its last shared one is. Cheap if not. */
+bool ftb_pool_wants_fan(ftb_pool_t *pool, uint32_t worker_ix);
+
+/* Share an event's n handlers out (1 .. FTB_FAN_MAX), after ftb_pool_wants_fan. Whoever
+ * claims an index runs that handler; idle workers get some as batches with `fan` set and
+ * `work` as payload. Afterwards the worker claims with ftb_pool_fan_claim until none is
+ * left. */
+void ftb_pool_fan_open(ftb_pool_t *pool, uint32_t worker_ix, void *work, uint32_t n);
+
+/* Claim the next handler of the event that this worker shares out. Returns false if none
+ * is left. */
+FTB_MUST_USE bool
+ftb_pool_fan_claim(ftb_pool_t *pool, uint32_t worker_ix, uint32_t *ix);
+
+/* A claimed handler has been run: of the worker's own event (batch is NULL), or of the
+ * batch's. Returns whether it was the last of all: then the work is the caller's to end. */
+FTB_MUST_USE bool
+ftb_pool_fan_done(ftb_pool_t *pool, uint32_t worker_ix, const struct ftb_batch *batch);
 
 /* Take one event to run, from any thread: for one that would otherwise wait for space
  * inside a handler. Returns 1, or 0 as above. Finish it with FTB_NO_WORKER. */

@@ -3,6 +3,7 @@
  *     ftb_pool.c        make, free, close, stop, fork, statistics
  *     ftb_pool_post.c   producers: admission, choice of a ring, the wake decision
  *     ftb_pool_take.c   consumers: batches, stealing, partitions, eviction
+ *     ftb_pool_fan.c    one event's handlers shared out over idle workers
  *     ftb_pool_wait.c   waiting for work, for space, for the drain
  *
  * The admission word counts all events in one atomic:
@@ -21,6 +22,8 @@
  *    push that needs a cell finds one: some ring is not full. A thread that does stand
  *    still there is between two instructions of its own, not waiting for anybody;
  *    ftb__pool_put yields to it.
+ *    A worker that runs a share of another's event counts as one unfinished event more, so
+ *    that an event is finished when all are who run its handlers.
  * 4. Drain. finish subtracts by a read-modify-write that releases, and every change of the
  *    word is one, so who reads unfinished == 0 sees everything the handlers did. */
 #ifndef FTB_POOL_INTERNAL_H
@@ -39,6 +42,7 @@
 
 struct ftb_pool_worker {
     struct ftb_ring ring;
+    struct ftb_fan fan; /* the event that it shares out */
     /* Its state is written by wakers and by the worker. */
     FTB_ALIGNED struct ftb_parker parker;
     /* All below is written by the worker's thread; only the counters are read by others.
@@ -70,6 +74,9 @@ struct ftb_pool {
     /* The admission word, described above: producers add, consumers subtract. */
     FTB_ALIGNED ftb_atomic(uint64_t) word;
     FTB_ALIGNED struct ftb_idle idle;
+    /* Fans with an index to claim, or a few more: counted up before one opens, and down by
+     * who claims its last index, so that a look for work need not visit every fan. */
+    FTB_ALIGNED ftb_atomic(uint32_t) fans_n;
     /* Threads spinning in wait_work; written by them. */
     FTB_ALIGNED ftb_atomic(uint32_t) spinners_n;
     /* Who waits for space; for the drain; and the sum of the latter's own_n. */
@@ -115,6 +122,20 @@ uint32_t ftb__pool_choose_ring(ftb_pool_t *pool);
 
 /* Wake one idle worker, `preferred` if it is idle. Call it after publishing. */
 void ftb__pool_wake(ftb_pool_t *pool, uint32_t preferred);
+
+/* ftb_pool_take.c */
+
+/* Subtract from the admission word and wake who waits for that. Returns the word. */
+uint64_t ftb__pool_subtract(ftb_pool_t *pool, uint32_t queued_n, uint32_t unfinished_n);
+
+/* ftb_pool_fan.c */
+
+/* Whether some fan has an index to claim. Seq_cst, see ftb_idle.h. */
+bool ftb__pool_has_fan(ftb_pool_t *pool);
+
+/* Claim a share of some other worker's event as a batch of one. */
+uint32_t
+ftb__pool_take_fan(ftb_pool_t *pool, uint32_t worker_ix, struct ftb_batch *batch);
 
 /* ftb_pool_wait.c */
 

@@ -39,6 +39,7 @@ ring_take(ftb_pool_t *pool, uint32_t ring_ix, uint32_t n, struct ftb_batch *batc
         enum ftb_ring_kind kind = FTB_RING_NONE;
         uint32_t taken_n = ftb_ring_try_pop_mpmc(ring, batch->items, n, &kind);
         batch->strand = NULL;
+        batch->fan = NULL;
         if (kind == FTB_RING_TOKEN) {
             batch->strand = batch->items[0].target;
             taken_n = strand_take(pool, ring_ix, batch->strand, n, batch->items);
@@ -67,12 +68,12 @@ pool_take_from(
     }
     batch->n = 0;
     batch->strand = NULL;
+    batch->fan = NULL;
     return 0;
 }
 
-/* Subtract from the admission word and wake who waits for that. Returns the word. */
-static uint64_t
-pool_subtract(ftb_pool_t *pool, uint32_t queued_n, uint32_t unfinished_n)
+uint64_t
+ftb__pool_subtract(ftb_pool_t *pool, uint32_t queued_n, uint32_t unfinished_n)
 {
     uint64_t part =
         queued_n * FTB_WORD_QUEUED_ONE + unfinished_n * FTB_WORD_UNFINISHED_ONE;
@@ -128,10 +129,13 @@ ftb_pool_take(ftb_pool_t *pool, uint32_t worker_ix, struct ftb_batch *batch)
     uint32_t limit = worker_limit(pool, worker);
     uint32_t first = worker_first_ring(pool, worker, worker_ix);
     uint32_t from_ix;
-    if (pool_take_from(pool, first, limit, batch, &from_ix) == 0) {
+    if (pool_take_from(pool, first, limit, batch, &from_ix) > 0) {
+        (void)ftb__pool_subtract(pool, batch->n, 0);
+    } else if (ftb__pool_take_fan(pool, worker_ix, batch) > 0) {
+        from_ix = worker_ix;
+    } else {
         return 0;
     }
-    (void)pool_subtract(pool, batch->n, 0);
     if (worker->stamp_ns == 0) {
         worker->stamp_ns = ftb_now_ns();
     }
@@ -160,7 +164,7 @@ ftb_pool_take_one(ftb_pool_t *pool, struct ftb_batch *batch)
     }
     uint32_t first = ftb__pool_next_ring(pool);
     if (pool_take_from(pool, first, 1, batch, &from_ix) == 1) {
-        (void)pool_subtract(pool, 1, 0);
+        (void)ftb__pool_subtract(pool, 1, 0);
         ftb_add_relaxed(&pool->helped, 1); /* relaxed: a statistic */
     }
     return batch->n;
@@ -198,7 +202,7 @@ ftb_pool_finish(ftb_pool_t *pool, uint32_t worker_ix, struct ftb_batch *batch)
         uint32_t ring_ix = is_worker ? worker_ix : ftb__pool_choose_ring(pool);
         ftb__pool_put_token(pool, ring_ix, batch->strand, !is_outer);
     }
-    (void)pool_subtract(pool, 0, batch->n);
+    (void)ftb__pool_subtract(pool, 0, batch->n);
     if (is_outer) {
         worker_learn(&pool->workers[worker_ix], batch);
     }
@@ -219,7 +223,7 @@ ftb_pool_evict(ftb_pool_t *pool, struct ftb_item *item)
         ftb__pool_put_token(pool, from_ix, batch.strand, true);
     }
     *item = batch.items[0];
-    (void)pool_subtract(pool, 1, 1);
+    (void)ftb__pool_subtract(pool, 1, 1);
     ftb_add_relaxed(&pool->evicted, 1); /* relaxed: a statistic */
     return true;
 }

@@ -17,7 +17,7 @@ ftb__pool_has_work(ftb_pool_t *pool, uint32_t first)
         }
         ix = ix + 1 < pool->workers_n ? ix + 1 : 0;
     }
-    return false;
+    return ftb__pool_has_fan(pool);
 }
 
 /* Look at the worker's ring, at its parker and sometimes at the other rings until there is

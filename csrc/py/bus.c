@@ -94,6 +94,12 @@ release_key(struct ftb_topic *topic)
     Py_DECREF((PyObject *)topic->key_object);
 }
 
+__attribute__((constructor)) static void
+install_release(void)
+{
+    ftb_topic_release_fn = release_key;
+}
+
 static PyObject *
 bus_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
@@ -103,7 +109,6 @@ bus_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (self == NULL) {
         return NULL;
     }
-    ftb_topic_release_fn = release_key;
     self->core = ftb_bus_new(64);
     if (self->core == NULL) {
         Py_DECREF(self);

@@ -31,14 +31,6 @@ count_object(uint32_t n)
                                                             : PyLong_FromLong(n);
 }
 
-/* Whether somebody subscribed or cancelled meanwhile. relaxed: a hint; what it leads to
- * acquires the handlers' states. */
-static inline int
-is_replaced(const struct ftb_snapshot *snapshot)
-{
-    return ftb_load_relaxed(&snapshot->topic->snapshot) != snapshot;
-}
-
 /* Call the handlers of a held snapshot, none of them special. Returns how many returned;
  * fewer than n if the next one raised (*result is then NULL), or the snapshot was replaced
  * meanwhile, so that the next one may have been cancelled. */
@@ -104,25 +96,12 @@ raise_too_deep(BusObject *bus, PyObject *key)
     return ftb_raise("EmitDepthError", Py_BuildValue("(OOi)", bus, key, FTB_DEPTH_MAX));
 }
 
-/* The snapshot was replaced while this emit held it, by a cancel or by its own
- * once-handler: who did that could not free it. */
-static FTB_NOINLINE void
+void
 reclaim_replaced(void)
 {
     PyObject *error = PyErr_GetRaisedException(); /* finalizers may run */
     ftb_reclaim();
     PyErr_SetRaisedException(error);
-}
-
-/* Give the snapshot back. */
-static inline void
-snapshot_drop(struct ftb_thread *thread, const struct ftb_snapshot *snapshot)
-{
-    int must_reclaim = is_replaced(snapshot);
-    ftb_hazard_drop(thread);
-    if (FTB_UNLIKELY(must_reclaim)) {
-        reclaim_replaced();
-    }
 }
 
 /* Give the snapshot back and count what the delivery did with it. */

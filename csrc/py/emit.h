@@ -37,6 +37,46 @@ int delivery_failed(struct delivery *delivery, struct ftb_handler *handler);
 /* Drop what the delivery owns. */
 void delivery_fini(struct delivery *delivery);
 
+/* Whether somebody subscribed or cancelled meanwhile. relaxed: a hint; what it leads to
+ * acquires the handlers' states. */
+static inline int
+is_replaced(const struct ftb_snapshot *snapshot)
+{
+    return ftb_load_relaxed(&snapshot->topic->snapshot) != snapshot;
+}
+
+/* The snapshot was replaced while this thread held it, by a cancel or by its own
+ * once-handler: who did that could not free it. */
+FTB_NOINLINE void reclaim_replaced(void);
+
+/* Give a held snapshot back. */
+static inline void
+snapshot_drop(struct ftb_thread *thread, const struct ftb_snapshot *snapshot)
+{
+    int must_reclaim = is_replaced(snapshot);
+    ftb_hazard_drop(thread);
+    if (FTB_UNLIKELY(must_reclaim)) {
+        reclaim_replaced();
+    }
+}
+
+/* fan.c: one posted event whose handlers idle workers share. */
+struct fan_work;
+
+/* The event's handlers as work to share, if it has several and they are plain. NULL: run
+ * them here. Takes the event's reference only if it returns work. */
+struct fan_work *
+fan_work_new(BusObject *bus, struct ftb_topic *topic, PyObject *event, uint32_t *n);
+
+/* Run one of them. */
+void fan_work_run(struct fan_work *work, uint32_t ix);
+
+/* All have been run: count the event and let go of everything. */
+void fan_work_end(struct fan_work *work);
+
+/* Count a posted event as delivered, or dropped, under its topic (NULL: a task). */
+void bus_count_done(BusObject *bus, struct ftb_topic *topic, int was_dropped);
+
 /* Call one handler with an event; new reference or NULL. PyObject_Vectorcall, inline. */
 static inline PyObject *
 call_handler(const struct ftb_call *call, PyObject *event)

@@ -14,7 +14,8 @@ struct executing {
     struct executing *outer;
     BusObject *bus;
     struct ftb_batch *batch;
-    uint32_t next; /* the first item that was not started */
+    uint32_t worker_ix; /* FTB_NO_WORKER: help by a thread that waits */
+    uint32_t next;      /* the first item that was not started */
 };
 static FTB_TLS struct executing *executing_top = NULL;
 
@@ -38,8 +39,8 @@ bus_unstarted(BusObject *bus)
     return n;
 }
 
-static void
-count_done(BusObject *bus, struct ftb_topic *topic, int was_dropped)
+void
+bus_count_done(BusObject *bus, struct ftb_topic *topic, int was_dropped)
 {
     struct ftb_thread *thread = bus_thread();
     uint32_t id = topic != NULL ? ftb_topic_id(topic) : bus->core->unheard_id;
@@ -55,7 +56,7 @@ void
 bus_drop_item(BusObject *bus, struct ftb_item *item)
 {
     PyObject *payload = item->payload;
-    count_done(bus, item->target, 1);
+    bus_count_done(bus, item->target, 1);
     if (item->target == NULL) {
         PyObject *told = PyObject_CallMethod(payload, "dropped", NULL);
         if (told == NULL) {
@@ -92,13 +93,59 @@ run_event(BusObject *bus, struct ftb_topic *topic, PyObject *event)
     delivery_fini(&delivery);
 }
 
+/* Share the event's handlers with idle workers and run those that they leave. Returns
+ * whether it did: then the event is theirs as much as ours. */
+static int
+run_shared(struct executing *frame, struct ftb_item *item)
+{
+    ftb_pool_t *pool =
+        ftb_load_relaxed(&frame->bus->pool); /* set before it has workers */
+    uint32_t worker_ix = frame->worker_ix, n, ix;
+    if (worker_ix == FTB_NO_WORKER || frame->batch->strand != NULL
+        || !ftb_pool_wants_fan(pool, worker_ix)) {
+        return 0;
+    }
+    struct fan_work *work = fan_work_new(frame->bus, item->target, item->payload, &n);
+    if (work == NULL) {
+        return 0;
+    }
+    ftb_pool_fan_open(pool, worker_ix, work, n);
+    while (ftb_pool_fan_claim(pool, worker_ix, &ix)) {
+        fan_work_run(work, ix);
+        if (ftb_pool_fan_done(pool, worker_ix, NULL)) {
+            fan_work_end(work);
+            break;
+        }
+    }
+    return 1;
+}
+
+/* A share of another worker's event. */
+static void
+run_share(struct executing *frame)
+{
+    ftb_pool_t *pool = ftb_load_relaxed(&frame->bus->pool); /* as above */
+    struct fan_work *work = frame->batch->items[frame->next++].payload;
+    fan_work_run(work, frame->batch->fan_ix);
+    if (ftb_pool_fan_done(pool, frame->worker_ix, frame->batch)) {
+        fan_work_end(work);
+    }
+}
+
 static void
 run_next(struct executing *frame)
 {
+    if (frame->batch->fan != NULL) {
+        run_share(frame);
+        return;
+    }
     struct ftb_item *item = &frame->batch->items[frame->next++];
     BusObject *bus = frame->bus;
     if (FTB_UNLIKELY(ftb_load_acquire(&bus->core->is_closed))) {
         bus_drop_item(bus, item); /* its handlers are gone */
+        return;
+    }
+    if (item->target != NULL && run_shared(frame, item)) {
         return;
     }
     if (item->target != NULL) {
@@ -106,14 +153,14 @@ run_next(struct executing *frame)
     } else {
         run_task(bus, item->payload);
     }
-    count_done(bus, item->target, 0);
+    bus_count_done(bus, item->target, 0);
     Py_DECREF((PyObject *)item->payload);
 }
 
 static void
-run_batch(BusObject *bus, struct ftb_batch *batch)
+run_batch(BusObject *bus, uint32_t worker_ix, struct ftb_batch *batch)
 {
-    struct executing frame = {executing_top, bus, batch, 0};
+    struct executing frame = {executing_top, bus, batch, worker_ix, 0};
     executing_top = &frame;
     while (frame.next < batch->n) {
         run_next(&frame);
@@ -153,7 +200,7 @@ bus_help(BusObject *bus)
     int ran = help_own_batches(bus);
     if (!ran && ftb_pool_take_one(pool, &batch) > 0) {
         ran = 1;
-        run_batch(bus, &batch);
+        run_batch(bus, FTB_NO_WORKER, &batch);
         ftb_pool_finish(pool, FTB_NO_WORKER, &batch);
     }
     Py_LeaveRecursiveCall();
@@ -196,7 +243,7 @@ bus_work(PyObject *self, PyObject *index)
     enum ftb_result result = FTB_OK;
     while (result != FTB_CLOSED) {
         while (ftb_pool_take(pool, (uint32_t)worker_ix, &batch) > 0) {
-            run_batch(bus, &batch);
+            run_batch(bus, (uint32_t)worker_ix, &batch);
             ftb_pool_finish(pool, (uint32_t)worker_ix, &batch);
             /* A point where the collector may stop this thread: handlers written in C
              * reach none of their own. */

@@ -1,0 +1,102 @@
+/* One posted event whose handlers idle workers share: each runs some, whoever is last ends
+ * it. csrc/core/ftb_fan.h says who may touch what. */
+#include "emit.h"
+
+struct fan_work {
+    BusObject *bus; /* its workers hold it */
+    struct ftb_topic *topic;
+    PyObject *event; /* strong */
+    uint32_t n;
+    struct ftb_handler *handlers[]; /* one reference each */
+};
+
+/* Written before the work is shared; then read only. */
+static struct fan_work *
+fan_work_copy(BusObject *bus, struct ftb_snapshot *snapshot)
+{
+    struct fan_work *work =
+        PyMem_RawMalloc(sizeof *work + snapshot->n * sizeof work->handlers[0]);
+    if (work == NULL) {
+        return NULL; /* then it is not shared */
+    }
+    *work = (struct fan_work){.bus = bus, .topic = snapshot->topic, .n = snapshot->n};
+    for (uint32_t i = 0; i < work->n; i++) {
+        work->handlers[i] = ftb_snapshot_handlers(snapshot)[i];
+        ftb_handler_retain(work->handlers[i]);
+    }
+    return work;
+}
+
+struct fan_work *
+fan_work_new(BusObject *bus, struct ftb_topic *topic, PyObject *event, uint32_t *n)
+{
+    struct fan_work *work = NULL;
+    struct ftb_thread *thread = ftb_thread_current();
+    if (thread == NULL || thread->depth >= FTB_DEPTH_MAX) {
+        return NULL;
+    }
+    struct ftb_snapshot *snapshot = ftb_topic_hold(thread, topic);
+    if (snapshot == NULL) {
+        return NULL;
+    }
+    if (snapshot->flags == 0 && snapshot->n > 1 && snapshot->n <= FTB_FAN_MAX) {
+        work = fan_work_copy(bus, snapshot);
+    }
+    snapshot_drop(thread, snapshot);
+    if (work != NULL) {
+        work->event = event;
+        *n = work->n;
+    }
+    return work;
+}
+
+/* Call the handler unless it was cancelled since, under a hold for cancel(wait=True). */
+static void
+run_handler(
+    struct fan_work *work, struct ftb_handler *handler, struct ftb_thread *thread,
+    struct ftb_cell *cell)
+{
+    struct ftb_snapshot *snapshot = ftb_topic_hold(thread, work->topic);
+    if (snapshot == NULL) {
+        return; /* all are cancelled */
+    }
+    /* acquire: what the canceller did comes before what is skipped here. */
+    if (ftb_load_acquire(&handler->state) != FTB_HANDLER_CANCELLED) {
+        struct delivery delivery = {.bus = work->bus, .event = work->event};
+        struct ftb_call call = {handler->func, handler->self};
+        PyObject *result = call_handler(&call, work->event);
+        ftb_count_local(&cell->handled, 1);
+        if (result == NULL) {
+            ftb_count_local(&cell->failed, 1);
+            (void)delivery_failed(&delivery, handler); /* reported: it has no caller */
+        }
+        Py_XDECREF(result);
+    }
+    snapshot_drop(thread, snapshot);
+}
+
+void
+fan_work_run(struct fan_work *work, uint32_t ix)
+{
+    struct ftb_thread *thread = bus_thread();
+    struct ftb_cell *cell =
+        thread != NULL ? bus_cell(thread, ftb_topic_id(work->topic)) : NULL;
+    if (cell == NULL) {
+        bus_report_failure(
+            work->bus, PyErr_GetRaisedException(), work->topic->key_object,
+            work->handlers[ix]->callable);
+        return;
+    }
+    run_handler(work, work->handlers[ix], thread, cell);
+}
+
+void
+fan_work_end(struct fan_work *work)
+{
+    bus_count_done(work->bus, work->topic, 0);
+    Py_DECREF(work->event);
+    for (uint32_t i = 0; i < work->n; i++) {
+        ftb_handler_release(work->handlers[i]);
+    }
+    PyMem_RawFree(work);
+}
