@@ -20,7 +20,8 @@ pool_fill(ftb_pool_t *pool)
     size_t strands_size = pool->strands_n * sizeof *pool->strands;
     pool->workers = ftb_alloc_line(workers_size);
     pool->strands = ftb_alloc_line(strands_size);
-    if (pool->workers == NULL || pool->strands == NULL) {
+    if (pool->workers == NULL || pool->strands == NULL
+        || ftb_ring_init(&pool->urgent, ftb_next_pow2(pool->queue_size)) != FTB_OK) {
         return FTB_NOMEM;
     }
     for (uint32_t i = 0; i < pool->strands_n; i++) {
@@ -80,6 +81,7 @@ ftb_pool_free(ftb_pool_t *pool)
             ftb_strand_fini(&pool->strands[i]);
         }
     }
+    ftb_ring_fini(&pool->urgent);
     ftb_waitset_fini(&pool->space);
     ftb_waitset_fini(&pool->drained);
     ftb_free(pool->workers);
@@ -134,6 +136,7 @@ ftb_pool_stats(ftb_pool_t *pool, struct ftb_pool_stats *stats)
     stats->fulls = ftb_load_relaxed(&pool->fulls);
     stats->helped = ftb_load_relaxed(&pool->helped);
     stats->evicted = ftb_load_relaxed(&pool->evicted);
+    stats->urgent = ftb_load_relaxed(&pool->urgent_posts);
     stats->queued_max = stats->fulls > 0 ? pool->queue_size : stats->queued;
     for (uint32_t i = 0; i < pool->workers_n; i++) {
         uint32_t seen = ftb_load_relaxed(&pool->workers[i].queued_max);

@@ -19,7 +19,8 @@
  *
  * Events posted to one partition run one at a time and in the order in which their posts
  * began (of one thread: in the order of its calls). Other events have no order, except
- * that with one worker those of one thread keep theirs.
+ * that with one worker those of one thread keep theirs. Urgent events are taken before
+ * others, but so that these always get on.
  *
  * Nothing here blocks except the three functions named wait. */
 #ifndef FTB_POOL_H
@@ -72,6 +73,7 @@ struct ftb_pool_stats {
     uint64_t fulls;   /* posts that found the queue full */
     uint64_t helped;  /* events taken by ftb_pool_take_one */
     uint64_t evicted; /* events taken by ftb_pool_evict */
+    uint64_t urgent;  /* events posted as urgent */
 };
 
 struct ftb_pool_worker_stats {
@@ -92,6 +94,11 @@ void ftb_pool_free(ftb_pool_t *pool);
 /* Queue one event. Returns FTB_OK; or FTB_FULL or FTB_CLOSED, with nothing consumed. */
 FTB_MUST_USE enum ftb_result
 ftb_pool_try_post(ftb_pool_t *pool, const struct ftb_item *item);
+
+/* Queue one event ahead of those that are not urgent; among themselves, and with one
+ * worker, urgent ones of one thread keep their order. Returns as above. */
+FTB_MUST_USE enum ftb_result
+ftb_pool_try_post_urgent(ftb_pool_t *pool, const struct ftb_item *item);
 
 /* Queue one event of the partition with this hash. Returns FTB_OK; or FTB_FULL, FTB_CLOSED
  * or FTB_NOMEM, with nothing consumed. */

@@ -19,7 +19,8 @@
  *    it is subtracted from queued; a strand has at most one token (ftb_strand.h). So at
  *    most queue_size + strands_n cells are claimed or needed at any time. The rings have
  *    at least that many together, so if no thread stands still inside a push or a pop, a
- *    push that needs a cell finds one: some ring is not full. A thread that does stand
+ *    push that needs a cell finds one: some ring is not full. The urgent ring has room for
+ *    queue_size events by itself. A thread that does stand
  *    still there is between two instructions of its own, not waiting for anybody;
  *    ftb__pool_put yields to it.
  *    A worker that runs a share of another's event counts as one unfinished event more, so
@@ -52,6 +53,7 @@ struct ftb_pool_worker {
     uint32_t depth;                /* open batches */
     uint32_t takes_n;              /* counts up to FTB_FAIR_TAKES */
     uint32_t victim_ix;            /* where the next fair take starts */
+    uint32_t urgent_n;             /* takes of urgent events in a row */
     ftb_atomic(uint32_t) queued_max;
     ftb_atomic(uint64_t) taken;
     ftb_atomic(uint64_t) stolen;
@@ -69,6 +71,7 @@ struct ftb_pool {
     uint32_t spinners_max;
     struct ftb_pool_worker *workers;
     struct ftb_strand *strands;
+    struct ftb_ring urgent; /* every worker looks there first; room for all events */
     /* Written by ftb_pool_stop, once. */
     ftb_atomic(bool) is_stopped;
     /* The admission word, described above: producers add, consumers subtract. */
@@ -88,6 +91,7 @@ struct ftb_pool {
     ftb_atomic(uint64_t) fulls;
     ftb_atomic(uint64_t) helped;
     ftb_atomic(uint64_t) evicted;
+    ftb_atomic(uint64_t) urgent_posts;
 };
 
 static inline uint32_t

@@ -108,6 +108,20 @@ ftb_pool_try_post(ftb_pool_t *pool, const struct ftb_item *item)
 }
 
 enum ftb_result
+ftb_pool_try_post_urgent(ftb_pool_t *pool, const struct ftb_item *item)
+{
+    enum ftb_result result;
+    if (pool_admit(pool, 1, &result) == 1) {
+        while (ftb_ring_try_push_mpmc(&pool->urgent, item, 1, FTB_RING_PLAIN) == 0) {
+            sched_yield(); /* argument 3 in ftb_pool_internal.h */
+        }
+        ftb_add_relaxed(&pool->urgent_posts, 1); /* relaxed: a statistic */
+        ftb__pool_wake(pool, ftb__pool_choose_ring(pool));
+    }
+    return result;
+}
+
+enum ftb_result
 ftb_pool_try_post_many(
     ftb_pool_t *pool, const struct ftb_item *items, uint32_t n, uint32_t *accepted_n)
 {

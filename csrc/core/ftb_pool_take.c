@@ -4,6 +4,11 @@
  * that is stuck in a long handler do not wait for a lull of the others. */
 #define FAIR_TAKES 16u
 
+/* Takes of urgent events in a row, before a worker looks at the others first. */
+#define URGENT_TAKES 8u
+
+#define FROM_URGENT UINT32_MAX
+
 /* How long a batch should take: long enough to spread its fixed costs, short enough that
  * its last event does not notice. */
 #define BATCH_GOAL_NS 25000u
@@ -52,10 +57,24 @@ ring_take(ftb_pool_t *pool, uint32_t ring_ix, uint32_t n, struct ftb_batch *batc
     }
 }
 
+/* Take up to n urgent events. */
+static uint32_t
+urgent_take(ftb_pool_t *pool, uint32_t n, struct ftb_batch *batch)
+{
+    enum ftb_ring_kind kind = FTB_RING_NONE;
+    if (FTB_LIKELY(ftb_ring_is_empty(&pool->urgent))) {
+        return 0;
+    }
+    batch->n = ftb_ring_try_pop_mpmc(&pool->urgent, batch->items, n, &kind);
+    batch->strand = NULL;
+    batch->fan = NULL;
+    return batch->n;
+}
+
 /* Take up to n events from any ring, looking first at `first`. Returns how many, and from
  * which ring in *from_ix. */
 static uint32_t
-pool_take_from(
+rings_take(
     ftb_pool_t *pool, uint32_t first, uint32_t n, struct ftb_batch *batch,
     uint32_t *from_ix)
 {
@@ -88,6 +107,24 @@ ftb__pool_subtract(ftb_pool_t *pool, uint32_t queued_n, uint32_t unfinished_n)
         ftb_waitset_notify(&pool->drained, true);
     }
     return word;
+}
+
+/* The same with urgent events, before the others or after them; *from_ix may be
+ * FROM_URGENT. */
+static uint32_t
+pool_take_from(
+    ftb_pool_t *pool, uint32_t first, bool urgent_first, uint32_t n,
+    struct ftb_batch *batch, uint32_t *from_ix)
+{
+    if (urgent_first && urgent_take(pool, n, batch) > 0) {
+        *from_ix = FROM_URGENT;
+        return batch->n;
+    }
+    if (rings_take(pool, first, n, batch, from_ix) > 0 || urgent_first) {
+        return batch->n;
+    }
+    *from_ix = FROM_URGENT;
+    return urgent_take(pool, n, batch);
 }
 
 /* How many events the worker may take now: its batch size, or its share of the queue, so
@@ -129,8 +166,11 @@ ftb_pool_take(ftb_pool_t *pool, uint32_t worker_ix, struct ftb_batch *batch)
     uint32_t limit = worker_limit(pool, worker);
     uint32_t first = worker_first_ring(pool, worker, worker_ix);
     uint32_t from_ix;
-    if (pool_take_from(pool, first, limit, batch, &from_ix) > 0) {
+    bool urgent_first = worker->urgent_n < URGENT_TAKES;
+    if (pool_take_from(pool, first, urgent_first, limit, batch, &from_ix) > 0) {
         (void)ftb__pool_subtract(pool, batch->n, 0);
+        worker->urgent_n = from_ix == FROM_URGENT ? worker->urgent_n + 1 : 0;
+        from_ix = from_ix == FROM_URGENT ? worker_ix : from_ix; /* nobody's own */
     } else if (ftb__pool_take_fan(pool, worker_ix, batch) > 0) {
         from_ix = worker_ix;
     } else {
@@ -163,7 +203,7 @@ ftb_pool_take_one(ftb_pool_t *pool, struct ftb_batch *batch)
         return 0;
     }
     uint32_t first = ftb__pool_next_ring(pool);
-    if (pool_take_from(pool, first, 1, batch, &from_ix) == 1) {
+    if (pool_take_from(pool, first, true, 1, batch, &from_ix) == 1) {
         (void)ftb__pool_subtract(pool, 1, 0);
         ftb_add_relaxed(&pool->helped, 1); /* relaxed: a statistic */
     }
@@ -216,7 +256,7 @@ ftb_pool_evict(ftb_pool_t *pool, struct ftb_item *item)
     struct ftb_batch batch;
     uint32_t from_ix;
     uint32_t first = ftb__pool_next_ring(pool);
-    if (pool_take_from(pool, first, 1, &batch, &from_ix) == 0) {
+    if (pool_take_from(pool, first, false, 1, &batch, &from_ix) == 0) {
         return false;
     }
     if (batch.strand != NULL && ftb_strand_end_local(batch.strand)) {

@@ -11,6 +11,9 @@
 bool
 ftb__pool_has_work(ftb_pool_t *pool, uint32_t first)
 {
+    if (!ftb_ring_is_empty(&pool->urgent)) {
+        return true;
+    }
     for (uint32_t i = 0, ix = first; i < pool->workers_n; i++) {
         if (!ftb_ring_is_empty(&pool->workers[ix].ring)) {
             return true;
