@@ -217,8 +217,27 @@ class EventBus(_core.Bus):
         The results are in handler order. If handlers raise, all still run and the
         Future raises HandlerErrors. `timeout` (seconds) bounds the wait for space in
         the queue. Raises what post raises.
+
+        cancel() of the Future succeeds until the first handler starts, and then none
+        does; once-handlers stay subscribed. A call that is dropped by the overflow
+        policy or by close() raises EventDroppedError, a CancelledError. A handler may
+        wait for a call on its own bus, nested deeper than there are workers: see
+        ftbus.futures.TaskFuture.
         """
         return dispatch.call(self, *self._resolve(key, *event), timeout)
+
+    async def acall(
+        self, key: object, *event: object, timeout: float | None = None
+    ) -> list[Any]:
+        """Run the handlers in parallel on the workers; await their results.
+
+        Like call, for asyncio: the event loop is not blocked, not by a full queue
+        either. If the awaiting task is cancelled, handlers that have not started do
+        not run. asyncio.timeout() bounds all of it, `timeout` the wait for space.
+
+        Raises HandlerErrors, EventDroppedError and what post raises.
+        """
+        return await dispatch.acall(self, *self._resolve(key, *event), timeout)
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until every posted event has been handled; return whether that is so.
@@ -320,6 +339,12 @@ class Topic(_core.Topic):
     ) -> Future[list[Any]]:
         """Run the handlers in parallel; see EventBus.call."""
         return self._event_bus.call(self.key, event, timeout=timeout)
+
+    async def acall(
+        self, event: object = None, *, timeout: float | None = None
+    ) -> list[Any]:
+        """Run the handlers in parallel and await the results; see EventBus.acall."""
+        return await self._event_bus.acall(self.key, event, timeout=timeout)
 
     def stats(self) -> stats.TopicStats:
         """Return this topic's counters."""

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import os
 import threading
 import time
-from concurrent.futures import CancelledError, Future, InvalidStateError
+from concurrent.futures import InvalidStateError
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ftbus import _core
-from ftbus.errors import BusClosedError, HandlerErrors, InvalidOptionError
+from ftbus.errors import (
+    BusClosedError,
+    EventDroppedError,
+    HandlerErrors,
+    InvalidOptionError,
+    QueueFullError,
+)
+from ftbus.futures import TaskFuture
 from ftbus.handlers import AsyncHandler
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from ftbus._core import Claim
     from ftbus.bus import EventBus
 
@@ -78,18 +89,67 @@ def _start_with_stack(thread: threading.Thread) -> None:
 
 
 class _Call:
-    """One call under way: results by handler, and the Future for all of them."""
+    """One call under way: its tasks, results by handler, and the Future for it all."""
 
-    def __init__(self, key: object, handlers_n: int) -> None:
+    def __init__(self, bus: EventBus, key: object, handlers_n: int) -> None:
+        self.bus = bus
         self.key = key
-        self.future: Future[list[Any]] = Future()
-        # Its handlers are queued: cancel() is too late, and says so.
-        self.future.set_running_or_notify_cancel()
+        self.future: TaskFuture[list[Any]] = TaskFuture(self)
+        self.tasks: list[_Task] = []
         self._lock = threading.Lock()
+        self._queued_n = 0
         self._left = handlers_n
+        self._has_begun = False
         self._is_settled = False
-        self._results: list[Any] = [_DID_NOT_RUN] * handlers_n
+        self._results: dict[int, Any] = {}  # by handler; none for one that did not run
         self._errors: dict[int, Exception] = {}
+
+    def queue(self, timeout: float | None) -> None:
+        """Queue the tasks that are not, in order; raises if one is refused."""
+        while self._queued_n < len(self.tasks):
+            task = self.tasks[self._queued_n]
+            if not self.bus._submit(task, timeout):
+                task.dropped()
+            self._queued_n += 1
+
+    def refuse(self, error: BaseException) -> None:
+        """Do without what could not be queued. Raises if that is all of it."""
+        refused = self.tasks[self._queued_n :]
+        if self._queued_n == 0 or not isinstance(error, Exception):
+            self.cancel_unstarted()
+            raise error
+        for task in refused:  # the others run already: the Future says so
+            if task.cancel():
+                self.finish(task.index, error=error)
+
+    def begin(self) -> bool:
+        """Let the Future be running, from now on too late for cancel().
+
+        Returns False if it has been cancelled before.
+        """
+        with self._lock:
+            if not self._has_begun:
+                self._has_begun = True
+                if not self.future.set_running_or_notify_cancel():
+                    self._is_settled = True
+            return not self.future.cancelled()
+
+    def run_one(self) -> bool:
+        """Run a handler that nobody has started, for one that waits for this call."""
+        for task in self.tasks:
+            if task.is_waiting:
+                self.bus._run_task(task)
+                return True
+        return False
+
+    def cancel_unstarted(self) -> None:
+        """Run no handler that has not started; of the others nothing changes."""
+        self.begin()
+        for task in self.tasks:
+            if task.cancel():
+                self.finish(task.index)
+        if self._is_settled:
+            self.tasks = []
 
     def run(self, index: int, claim: Claim, event: object) -> None:
         """Run one handler and keep what comes of it, if it is an Exception."""
@@ -106,33 +166,39 @@ class _Call:
             if result is claim:  # cancelled meanwhile
                 self.finish(index)
             elif isinstance(function, AsyncHandler):
-                result.add_done_callback(
-                    lambda done: self._finish_async(index, claim, done)
-                )
+                result.add_done_callback(partial(self._finish_async, index, claim))
             else:
                 self.finish(index, result)
+        finally:
+            # What was raised refers to this frame, and a handler may keep it.
+            del self, claim, function, event
 
     def _finish_async(self, index: int, claim: Claim, done: Future[Any]) -> None:
-        if done.cancelled():
-            error: BaseException | None = RuntimeError("its event loop cancelled it")
-        else:
-            error = done.exception()
-        if error is None:
-            self.finish(index, done.result())
-        elif isinstance(error, Exception):
-            _note(error, claim)
-            self.finish(index, error=error)
-        else:
-            self.abort(error)
+        error = (
+            RuntimeError("its event loop cancelled it")
+            if done.cancelled()
+            else done.exception()
+        )
+        try:
+            if error is None:
+                self.finish(index, done.result())
+            elif isinstance(error, Exception):
+                _note(error, claim)
+                self.finish(index, error=error)
+            else:
+                self.abort(error)
+        finally:
+            del self, claim, done, error
 
     def finish(
         self, index: int, result: object = _DID_NOT_RUN, error: Exception | None = None
     ) -> None:
         """Keep the outcome of one handler; with the last, settle the Future."""
         with self._lock:
-            self._results[index] = result
             if error is not None:
                 self._errors[index] = error
+            elif result is not _DID_NOT_RUN:
+                self._results[index] = result
             self._left -= 1
             must_settle = self._left == 0 and not self._is_settled
             self._is_settled |= must_settle
@@ -141,15 +207,17 @@ class _Call:
 
     def abort(self, error: BaseException) -> None:
         """End the Future for a handler that will not end itself."""
+        self.begin()
         with self._lock:
             self._is_settled = True
         if not self.future.done():  # also if settling it is what failed
             with suppress(InvalidStateError):
                 self.future.set_exception(error)
+        self.tasks = []  # they refer back to this
 
     def settle(self) -> None:
         """Give the Future the results, or all failures, in handler order."""
-        results = [value for value in self._results if value is not _DID_NOT_RUN]
+        results = [self._results[index] for index in sorted(self._results)]
         if self._errors:
             errors = [self._errors[index] for index in sorted(self._errors)]
             ran = len(results) + len(errors)
@@ -158,6 +226,7 @@ class _Call:
         else:
             with suppress(InvalidStateError):
                 self.future.set_result(results)
+        self.tasks = []  # they refer back to this
 
 
 def _note(error: Exception, claim: Claim) -> None:
@@ -168,86 +237,132 @@ def _note(error: Exception, claim: Claim) -> None:
 
 def call(
     bus: EventBus, key: object, event: object, timeout: float | None
-) -> Future[list[Any]]:
-    """Queue one task per handler; the Future completes with the last of them."""
+) -> TaskFuture[list[Any]]:
+    """Queue one task per handler; the Future completes with the last of them.
+
+    Raises if the first is refused; if a later one is, the Future says so.
+    """
+    state = _prepare(bus, key, event)
+    try:
+        state.queue(timeout)
+    except BaseException as error:
+        state.refuse(error)
+    return state.future
+
+
+async def acall(
+    bus: EventBus, key: object, event: object, timeout: float | None
+) -> list[Any]:
+    """Do the same, and wait for the results, without ever blocking the event loop."""
+    if timeout is not None:
+        _check_timeout(timeout)
+    state = _prepare(bus, key, event)
+    may_block = bus._overflow == "block" and timeout != 0
+    try:
+        try:
+            if may_block and bus._is_full():
+                await asyncio.to_thread(state.queue, timeout)
+            else:
+                state.queue(0 if may_block else timeout)
+        except QueueFullError:
+            if not may_block:
+                raise
+            await asyncio.to_thread(state.queue, timeout)
+    except BaseException as error:
+        state.refuse(error)
+    try:
+        return await asyncio.wrap_future(state.future)
+    except asyncio.CancelledError:
+        if not state.future.cancel():
+            state.cancel_unstarted()
+        raise
+
+
+def _prepare(bus: EventBus, key: object, event: object) -> _Call:
+    """Claim the handlers of a key and make their tasks."""
     if bus.closed:
         raise BusClosedError(bus, "call")
     keys: tuple[object, ...] = (key,)
     if isinstance(key, type):
         keys += tuple(base for base in key.__mro__[1:] if base is not object)
-    claims: list[Claim] = []
-    try:
-        for each in keys:
-            claims += bus._claim_handlers(each)
-        return _submit_all(bus, key, event, claims, timeout)
-    except BaseException:
-        for claim in claims:
-            claim.give_back()
-        raise
-
-
-def _submit_all(
-    bus: EventBus,
-    key: object,
-    event: object,
-    claims: list[Claim],
-    timeout: float | None,
-) -> Future[list[Any]]:
-    """Queue the claimed handlers. Raises if the first is refused.
-
-    If a later one is, the others run already: then the Future says so.
-    """
-    state = _Call(key, len(claims))
-    if not claims:
-        state.settle()
-        return state.future
+    claims: list[Claim] = []  # what is not run gives its handler back when it goes
+    for each in keys:
+        claims += bus._claim_handlers(each)
     encoded: object = None
     if any(claim.flags & _core.ENCODED for claim in claims):
         encoded = bus._encode(key, event)
+    state = _Call(bus, key, len(claims))
     for index, claim in enumerate(claims):
         payload = encoded if claim.flags & _core.ENCODED else event
-        task = _Task(state, index, claim, payload)
-        try:
-            if not bus._submit(task, timeout):
-                task.dropped()
-        except Exception as error:
-            if index == 0:
-                raise
-            for refused in range(index, len(claims)):
-                claims[refused].give_back()
-                state.finish(refused, error=error)
-            break
-    return state.future
+        state.tasks.append(_Task(state, index, claim, payload))
+    if not claims:
+        state.settle()
+    return state
 
 
 class _Task:
-    """One handler of a call, as the workers run it."""
+    """One handler of a call, as the workers run it, or who waits for the call."""
 
-    __slots__ = ("_call", "_claim", "_event", "_index")
+    __slots__ = ("_call", "_claim", "_event", "_once", "index")
 
     def __init__(self, call: _Call, index: int, claim: Claim, event: object) -> None:
+        self.index = index
         self._call = call
-        self._index = index
-        self._claim = claim
+        self._claim: Claim | None = claim
         self._event = event
+        # Whoever gets it has the handler to run, or to give back: one thread only.
+        self._once = threading.Lock()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether nobody has started this; only a hint."""
+        return not self._once.locked()
 
     def __call__(self) -> None:
-        self._call.run(self._index, self._claim, self._event)
+        claim, event = self._take()
+        if claim is None:
+            return
+        try:
+            if self._call.bus.closed:  # and released its handlers, in another thread
+                claim.give_back()
+                self._abort_dropped()
+            elif self._call.begin():
+                self._call.run(self.index, claim, event)
+            else:
+                claim.give_back()
+        finally:
+            del claim, event  # a SystemExit refers to this frame
+
+    def _take(self) -> tuple[Claim | None, object]:
+        if not self._once.acquire(blocking=False):
+            return None, None
+        taken = self._claim, self._event
+        self._claim = self._event = None  # this stays queued, perhaps for long
+        return taken
 
     def failed(self, error: BaseException) -> None:
         """Let the Future say what kept this task from keeping its own outcome."""
         self._call.abort(error)
 
+    def cancel(self) -> bool:
+        """Give the handler back; return whether it had not started."""
+        claim, _ = self._take()
+        if claim is not None:
+            claim.give_back()
+        return claim is not None
+
     def dropped(self) -> None:
         """Let the Future say that this handler will not run."""
-        self._claim.give_back()
-        self._call.abort(CancelledError("the event was dropped before it ran"))
+        if self.cancel():
+            self._abort_dropped()
+
+    def _abort_dropped(self) -> None:
+        self._call.abort(EventDroppedError(self._call.bus, self._call.key))
 
 
 def close(bus: EventBus, *, drain: bool, timeout: float) -> int:
     """Drain, stop and release a bus; return the number of events left."""
-    if not isinstance(timeout, int | float) or not timeout >= 0:
-        raise InvalidOptionError("timeout", timeout, "0 or more seconds")
+    _check_timeout(timeout)
     deadline = time.monotonic() + timeout
     with bus._lock:
         bus._closing = True
@@ -265,6 +380,11 @@ def close(bus: EventBus, *, drain: bool, timeout: float) -> int:
     if bus._handles:
         bus._handles.clear()
     return left + bus.stats().pending if stuck else left
+
+
+def _check_timeout(timeout: float) -> None:
+    if not isinstance(timeout, int | float) or not timeout >= 0:
+        raise InvalidOptionError("timeout", timeout, "0 or more seconds")
 
 
 def _drop_latecomers(bus: EventBus) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -80,6 +81,17 @@ class QueueFullError(FtbusError, RuntimeError):
         super().__init__(
             f"no space for {key!r}: {queue_size} events are queued on {bus!r}; post "
             "more slowly, raise queue_size or workers, or choose another overflow"
+        )
+
+
+class EventDroppedError(FtbusError, CancelledError):
+    """What a Future stood for was given up, by the overflow policy or by close."""
+
+    def __init__(self, bus: EventBus, what: object) -> None:
+        self.bus = bus
+        self.what = what
+        super().__init__(
+            f"{_repr(what)} was dropped before it ran: {bus!r} was full, or closed"
         )
 
 

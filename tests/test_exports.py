@@ -22,6 +22,7 @@ PUBLIC = [
     "Counters",
     "EmitDepthError",
     "EventBus",
+    "EventDroppedError",
     "FtbusError",
     "HandlerErrors",
     "HandlerTypeError",
@@ -39,6 +40,7 @@ PUBLIC = [
     "default_pool",
 ]
 BUS = [
+    "acall",
     "call",
     "close",
     "closed",
@@ -59,6 +61,7 @@ BUS = [
     "topic",
 ]
 TOPIC = [
+    "acall",
     "bus",
     "call",
     "emit",

@@ -128,6 +128,14 @@ void bus_drop_item(BusObject *bus, struct ftb_item *item);
  * 0: nothing queued, -1: exception. */
 int bus_help(BusObject *bus);
 
+/* Call a task; it is told failed(exception) of what it raises, which is also reported. */
+void bus_run_task(BusObject *bus, PyObject *task);
+
+/* help.c: _help(), _run_task(task), _is_full(). */
+PyObject *bus_help_one(PyObject *self, PyObject *unused);
+PyObject *bus_run_task_here(PyObject *self, PyObject *task);
+PyObject *bus_is_full(PyObject *self, PyObject *unused);
+
 /* How many unfinished events of this bus the calling thread is itself executing. */
 uint32_t bus_executing(BusObject *bus);
 

@@ -67,8 +67,8 @@ bus_drop_item(BusObject *bus, struct ftb_item *item)
     Py_DECREF(payload);
 }
 
-static void
-run_task(BusObject *bus, PyObject *task)
+void
+bus_run_task(BusObject *bus, PyObject *task)
 {
     PyObject *result = PyObject_CallNoArgs(task);
     if (result == NULL) {
@@ -151,7 +151,7 @@ run_next(struct executing *frame)
     if (item->target != NULL) {
         run_event(bus, item->target, item->payload);
     } else {
-        run_task(bus, item->payload);
+        bus_run_task(bus, item->payload);
     }
     bus_count_done(bus, item->target, 0);
     Py_DECREF((PyObject *)item->payload);

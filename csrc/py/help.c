@@ -1,0 +1,30 @@
+/* For handlers that wait for work of their own bus: running it instead. */
+#include "bus.h"
+
+PyObject *
+bus_help_one(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    BusObject *bus = (BusObject *)self;
+    if (ftb_load_acquire(&bus->pool) == NULL || bus_executing(bus) == 0) {
+        Py_RETURN_FALSE;
+    }
+    int ran = bus_help(bus);
+    return ran < 0 ? NULL : PyBool_FromLong(ran);
+}
+
+PyObject *
+bus_run_task_here(PyObject *self, PyObject *task)
+{
+    bus_run_task((BusObject *)self, task);
+    Py_RETURN_NONE;
+}
+
+PyObject *
+bus_is_full(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    BusObject *bus = (BusObject *)self;
+    ftb_pool_t *pool = ftb_load_acquire(&bus->pool);
+    return PyBool_FromLong(pool != NULL && ftb_pool_queued(pool) >= bus->queue_size);
+}
