@@ -97,6 +97,7 @@ class EventBus(_core.Bus):
             raise InvalidOptionError("name", name, "a str")
         try:
             self._codec = codecs.get(codec)
+            encode = codecs.encoder(self._codec)
         except TypeError as error:
             raise InvalidOptionError("codec", codec, "a name or a Codec") from error
         self.name = name
@@ -110,7 +111,8 @@ class EventBus(_core.Bus):
         self._closers: set[threading.Thread] = set()
         self._baseline: stats.BusStats | None = None
         self._configure(
-            self._codec.encode,
+            self._codec,
+            encode,
             errors == "log",
             _OVERFLOWS.index(overflow),
             queue_size,
@@ -140,7 +142,10 @@ class EventBus(_core.Bus):
         priority: higher runs first; equal ones in the order of registration.
         once: run for one event only, exactly once whatever threads emit.
         weak: do not keep the handler (for a bound method: its object) alive.
-        encoded: pass the event as encoded bytes, a Buffer made once for all handlers.
+        encoded: pass the event as encoded bytes, a Buffer made once for all handlers;
+            its decode() is shared too. Events that are bytes or Buffers pass untouched.
+            emit and call encode in the calling thread (a call raises if that fails),
+            a posted event is encoded by its worker, and a failure goes to on_error.
 
         A handler added while an event is being emitted does not run for that event.
         Raises UnsupportedKeyError, HandlerTypeError, InvalidOptionError and

@@ -2,8 +2,12 @@
 
 A bus encodes an event at most once, however many handlers, sockets and threads read the
 bytes. ``json``, ``pickle`` and ``raw`` are always there, ``msgspec.json`` and
-``msgspec.msgpack`` where msgspec is installed; ``register()`` adds more. Codecs and
-the functions here may be used from any thread.
+``msgspec.msgpack`` where msgspec is installed; ``register()`` adds more, and
+``StructCodec`` makes one from a struct format. Codecs and the
+functions here may be used from any thread.
+
+A codec with a method ``encode_into(event, buffer)`` writes in place and saves the copy
+that the bytes of ``encode`` need: see InPlaceCodec.
 """
 
 from __future__ import annotations
@@ -12,18 +16,24 @@ import importlib
 import json
 import pickle
 from collections.abc import Buffer as BytesLike
+from collections.abc import Callable
 from importlib.util import find_spec
 from threading import Lock
 from typing import Any, Protocol, runtime_checkable
 
+from ftbus._core import Buffer, default_pool
 from ftbus.errors import CodecError, UnknownCodecError
+from ftbus.layouts import StructCodec
 
 __all__ = [
     "Codec",
+    "InPlaceCodec",
     "JsonCodec",
     "MsgspecCodec",
     "PickleCodec",
     "RawCodec",
+    "StructCodec",
+    "encoder",
     "get",
     "names",
     "register",
@@ -52,6 +62,88 @@ class Codec(Protocol):
 
         Raises CodecError if they are not what encode() makes.
         """
+
+
+@runtime_checkable
+class InPlaceCodec(Codec, Protocol):
+    """A codec that can write into pooled memory itself. Optional."""
+
+    def encode_into(self, event: Any, buffer: Buffer, /) -> int:
+        """Write the event's bytes at the start of a writable Buffer of zeros.
+
+        Returns how many bytes the event takes. More than len(buffer) asks for more
+        room: what was written is thrown away and the method called once more, with at
+        least so many bytes, up to GROWTHS_MAX times in all. The buffer is read-only as
+        soon as this returns, so no export that may write can stay open.
+
+        Raises CodecError if this codec cannot express the event.
+        """
+
+
+GROWTHS_MAX = 8
+"""How often in a row encode_into may ask for more room for one event."""
+
+_ROOM_MIN = 64
+
+
+class _InPlaceEncoder:
+    """Encode events by a codec's encode_into.
+
+    The room offered first follows what recent events took, so that events of about one
+    size need one call each. Threads may lose each other's notes of it, which costs a
+    second call at most.
+    """
+
+    __slots__ = ("_codec", "_room")
+
+    def __init__(self, codec: InPlaceCodec) -> None:
+        self._codec = codec
+        self._room = _ROOM_MIN
+
+    def __call__(self, event: Any, /) -> Buffer:
+        """Return a frozen Buffer with the event's bytes."""
+        room = self._room
+        for _ in range(GROWTHS_MAX + 1):
+            buffer = default_pool.allocate(room)
+            size = self._codec.encode_into(event, buffer)
+            if type(size) is not int or size < 0:
+                reason = f"encode_into() returned {size!r}, not a number of bytes"
+                raise CodecError(self._codec, event, reason)
+            if size <= room:
+                self._note(size)
+                return self._freeze(buffer, event, size)
+            buffer.release()
+            room = max(size, 2 * room)
+        reason = f"encode_into() asked for more room {GROWTHS_MAX + 1} times in a row"
+        raise CodecError(self._codec, event, f"{reason}, at last for {size} bytes")
+
+    def _freeze(self, buffer: Buffer, event: Any, size: int) -> Buffer:
+        """Make the bytes final; a codec that still holds on to them is told."""
+        try:
+            return buffer.freeze(size)
+        except BufferError as error:
+            reason = f"encode_into() must leave its buffer as it got it: {error}"
+            raise CodecError(self._codec, event, reason) from error
+
+    def _note(self, size: int) -> None:
+        room = self._room
+        if size > room:
+            self._room = size
+        elif room > _ROOM_MIN and size < room:
+            self._room = max(_ROOM_MIN, room - (room - size + 15) // 16)
+
+
+def encoder(codec: Codec) -> Callable[[Any], BytesLike]:
+    """Return what turns events into bytes: encode, or encode_into with its Buffer.
+
+    Raises TypeError if the codec has an encode_into that cannot be called.
+    """
+    into = getattr(codec, "encode_into", None)
+    if into is None:
+        return codec.encode
+    if not callable(into):
+        raise TypeError(f"{codec!r} has an encode_into that cannot be called: {into!r}")
+    return _InPlaceEncoder(codec)  # type: ignore[arg-type]
 
 
 class _Named:

@@ -108,6 +108,7 @@ drop_if_last(BufferObject *self, uint64_t state)
 {
     if ((state & (RELEASED | USES_MASK)) == RELEASED) {
         ftb_block_release(self->block);
+        buffer_forget(self);
     }
 }
 
@@ -222,6 +223,13 @@ buffer_make(
     ftb_init(&self->state, frozen ? FREEZING | FROZEN : 0);
     ftb_init(&self->hash, -1);
     self->weakrefs = NULL;
+    ftb_init(&self->codec, NULL);
+    ftb_init(&self->decoded, NULL);
+    ftb_init(&self->decoder, 0);
+    self->is_tracked = root != NULL;
+    if (root != NULL) {
+        PyObject_GC_Track(self);
+    }
     return (PyObject *)self;
 }
 
@@ -271,13 +279,19 @@ static void
 buffer_dealloc(PyObject *op)
 {
     BufferObject *self = (BufferObject *)op;
-    if (self->weakrefs != NULL) {
+    if (FTB_UNLIKELY(self->is_tracked)) {
+        PyObject_GC_UnTrack(op);
+    }
+    if (FTB_UNLIKELY(self->weakrefs != NULL)) {
         PyObject_ClearWeakRefs(op);
     }
     if (!buffer_is_released(self)) {
         ftb_block_release(self->block);
     }
-    Py_XDECREF(self->root);
+    if (FTB_UNLIKELY(self->is_tracked)) {
+        buffer_clear(op);
+        Py_XDECREF(self->root);
+    }
     buffer_freelist_give(self);
 }
 
@@ -357,6 +371,8 @@ PyTypeObject ftb_buffer_type = {
     .tp_methods = buffer_methods,
     .tp_getset = buffer_getset,
     .tp_new = buffer_new,
-    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_traverse = buffer_traverse,
+    .tp_clear = buffer_clear,
     .tp_doc = buffer_doc,
 };

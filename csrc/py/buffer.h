@@ -9,6 +9,7 @@
 
 #include "ftb_arena.h"
 #include "ftb_atomic.h"
+#include "ftb_base.h"
 
 #include <stdbool.h>
 
@@ -19,10 +20,15 @@ typedef struct {
     unsigned char *data; /* the first byte; written at creation */
     PyObject *root;      /* strong, or NULL: whose writability this shares; likewise */
     uint32_t generation; /* the block's; written at creation */
+    bool is_tracked;     /* by the collector; written as codec is */
     ftb_atomic(Py_ssize_t) length; /* written at creation and by the one freeze */
     ftb_atomic(uint64_t) state;    /* see buffer.c; written by any thread */
     ftb_atomic(Py_hash_t) hash;    /* -1 until known; any thread stores the same */
     PyObject *weakrefs;
+    /* See buffer_decode.c. Written by the decoder, if not by who makes the Buffer. */
+    ftb_atomic(PyObject *) codec;   /* strong, or NULL; written once */
+    ftb_atomic(PyObject *) decoded; /* strong, or NULL; only if there is a codec */
+    ftb_atomic(uint64_t) decoder;   /* the thread that is decoding, or 0 */
 } BufferObject;
 
 typedef struct {
@@ -54,6 +60,12 @@ PyObject *ftb_buffer_from_object(PyObject *pool, PyObject *bytes_like);
  * object's own reference count out of other threads' caches. The argument must be a
  * Buffer. New reference, or NULL with BufferError or MemoryError set. */
 PyObject *ftb_buffer_share(PyObject *buffer);
+
+/* Say which codec a frozen Buffer's bytes are of, for decode(), unless that is known. */
+void ftb_buffer_set_codec(PyObject *buffer, PyObject *codec);
+
+/* In the child of a fork: forget the threads that were decoding. */
+void ftb_buffer_after_fork_child(void);
 
 /* A Buffer over the first ftb_block_length(block) bytes. Steals one reference to the
  * block, also on failure. New reference, or NULL with MemoryError set. */
@@ -103,6 +115,20 @@ PyObject *buffer_richcompare(PyObject *op, PyObject *other, int comparison);
 Py_hash_t buffer_hash(PyObject *op);
 
 PyObject *buffer_repr(PyObject *op);
+
+/* buffer_decode.c */
+void buffer_decode_init(void);
+
+PyObject *buffer_decode(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
+
+PyObject *buffer_get_codec(PyObject *op, void *closure);
+
+/* Drop what was decoded; by the only thread that may still look at it. */
+void buffer_forget(BufferObject *self);
+
+int buffer_traverse(PyObject *op, visitproc visit, void *arg);
+
+int buffer_clear(PyObject *op);
 
 /* buffer.c, for the methods. */
 PyObject *buffer_freeze(PyObject *op, PyObject *const *args, Py_ssize_t nargs);

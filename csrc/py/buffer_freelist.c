@@ -88,7 +88,7 @@ buffer_freelist_take(void)
         list = freelist_adopt();
     }
     if (FTB_UNLIKELY(list == NULL || list->kept_n == 0)) {
-        return PyObject_New(BufferObject, &ftb_buffer_type);
+        return PyObject_GC_New(BufferObject, &ftb_buffer_type);
     }
     list->kept_n--;
     BufferObject *self = list->kept[list->kept_n];
@@ -104,7 +104,7 @@ buffer_freelist_give(BufferObject *self)
         list = freelist_adopt();
     }
     if (FTB_UNLIKELY(list == NULL || list->kept_n == KEPT_MAX)) {
-        PyObject_Free(self);
+        PyObject_GC_Del(self);
         return;
     }
     list->kept[list->kept_n] = self;

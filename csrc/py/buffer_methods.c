@@ -397,7 +397,23 @@ PyDoc_STRVAR(
     "\n"
     "Views and slices taken before keep the bytes. Releasing again does nothing.");
 
+PyDoc_STRVAR(
+    decode_doc,
+    "decode($self, codec=None, /)\n--\n\n"
+    "Return the event that the bytes are of; decoded once for all who hold this "
+    "Buffer.\n"
+    "\n"
+    "Without an argument the codec is that of the bus which encoded the event, or the\n"
+    "one named first. The value is shared, so change nothing in it; it goes with the\n"
+    "Buffer or at release(). One thread decodes, others wait for it. A failure is not\n"
+    "kept: who asks next tries again. A second codec's value is decoded each time.\n"
+    "\n"
+    "Raises CodecError as the codec does, BufferError if the Buffer is writable,\n"
+    "released or of no known codec, UnknownCodecError for a name that none has,\n"
+    "RecursionError from within its own decode().");
+
 PyMethodDef buffer_methods[] = {
+    {"decode", (PyCFunction)(void (*)(void))buffer_decode, METH_FASTCALL, decode_doc},
     {"freeze", (PyCFunction)(void (*)(void))buffer_freeze, METH_FASTCALL, freeze_doc},
     {"release", buffer_release, METH_NOARGS, release_doc},
     {"copy_from", (PyCFunction)(void (*)(void))buffer_copy_from, METH_FASTCALL,
@@ -413,6 +429,8 @@ PyGetSetDef buffer_getset[] = {
     {"nbytes", get_nbytes, NULL, PyDoc_STR("The number of bytes."), NULL},
     {"readonly", get_readonly, NULL, PyDoc_STR("Whether it is frozen."), NULL},
     {"released", get_released, NULL, PyDoc_STR("Whether release() was called."), NULL},
+    {"codec", buffer_get_codec, NULL,
+     PyDoc_STR("What decode() uses if it is not told, or None."), NULL},
     {"refcount", get_refcount, NULL,
      PyDoc_STR("How many Buffers, slices and native holders share the memory."), NULL},
     {"handle", get_handle, NULL,

@@ -393,6 +393,7 @@ default_pool_make(void)
 int
 ftb_buffer_types_ready(PyObject *module)
 {
+    buffer_decode_init();
     if (PyType_Ready(&ftb_buffer_type) < 0 || PyType_Ready(&ftb_buffer_pool_type) < 0) {
         return -1;
     }

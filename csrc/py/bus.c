@@ -117,19 +117,20 @@ bus_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
-/* _configure(encode, logs_errors, overflow, queue_size, workers): once, by __init__. */
+/* _configure(codec, encode, logs_errors, overflow, queue_size, workers): once, by __init__. */
 static PyObject *
 bus_configure(PyObject *object, PyObject *args)
 {
     BusObject *self = (BusObject *)object;
-    PyObject *encode;
+    PyObject *codec, *encode;
     int logs_errors, overflow;
     unsigned int queue_size, workers_n;
     if (!PyArg_ParseTuple(
-            args, "OpiII:_configure", &encode, &logs_errors, &overflow, &queue_size,
-            &workers_n)) {
+            args, "OOpiII:_configure", &codec, &encode, &logs_errors, &overflow,
+            &queue_size, &workers_n)) {
         return NULL;
     }
+    Py_XSETREF(self->codec, Py_NewRef(codec));
     Py_XSETREF(self->encode, Py_NewRef(encode));
     self->logs_errors = logs_errors;
     self->overflow = (enum bus_overflow)overflow;
@@ -159,6 +160,7 @@ static int
 bus_traverse(PyObject *object, visitproc visit, void *arg)
 {
     BusObject *self = (BusObject *)object;
+    Py_VISIT(self->codec);
     Py_VISIT(self->encode);
     struct key_visit to = {visit, arg, 0};
     if (self->core != NULL) {
@@ -179,6 +181,7 @@ bus_clear(PyObject *object)
         ftb_bus_clear(self->core);
         ftb_reclaim();
     }
+    Py_CLEAR(self->codec);
     Py_CLEAR(self->encode);
     return 0;
 }

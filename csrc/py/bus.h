@@ -26,6 +26,7 @@ typedef struct {
     enum bus_overflow overflow;
     int is_forked;    /* the workers stayed in the parent process */
     int logs_errors;  /* emit reports failures instead of raising them */
+    PyObject *codec;  /* what decodes the bytes again; set once */
     PyObject *encode; /* event -> bytes-like; set once */
     PyObject *weakrefs;
 } BusObject;

@@ -195,6 +195,7 @@ void
 delivery_fini(struct delivery *delivery)
 {
     Py_CLEAR(delivery->encoded);
+    Py_CLEAR(delivery->unencodable);
     Py_CLEAR(delivery->errors);
 }
 
@@ -203,7 +204,7 @@ static PyObject *
 delivery_result(struct delivery *delivery, PyObject *key, Py_ssize_t ran_n)
 {
     if (FTB_LIKELY(ran_n >= 0 && delivery->errors == NULL)) {
-        Py_XDECREF(delivery->encoded);
+        delivery_fini(delivery);
         return PyLong_FromSsize_t(ran_n);
     }
     if (ran_n >= 0) {

@@ -8,10 +8,11 @@
 struct delivery {
     BusObject *bus;
     PyObject *event;
-    PyObject *encoded; /* the event as a Buffer, made on first need; owned */
-    PyObject *errors;  /* list of what handlers raised, made on first need; owned */
-    int collects;      /* failures go to `errors`; else they are reported at once */
-    int has_caller;    /* KeyboardInterrupt and its like go up; else reported too */
+    PyObject *encoded;     /* the event as a Buffer, made on first need; owned */
+    PyObject *unencodable; /* what the codec raised instead, or NULL; owned */
+    PyObject *errors;      /* list of what handlers raised, made on first need; owned */
+    int collects;          /* failures go to `errors`; else they are reported at once */
+    int has_caller;        /* KeyboardInterrupt and its like go up; else reported too */
     uint64_t handled_n;
     uint64_t failed_n;
 };

@@ -20,6 +20,7 @@ after_fork_child(PyObject *module, PyObject *unused)
     ftb_reclaim_after_fork_child();
     ftb_key_after_fork_child();
     ftb_arena_after_fork_child();
+    ftb_buffer_after_fork_child();
     Py_RETURN_NONE;
 }
 

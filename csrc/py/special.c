@@ -80,27 +80,65 @@ delivery_failed(struct delivery *delivery, struct ftb_handler *handler)
     return failure_collect(delivery, error, handler);
 }
 
-/* The event as bytes, encoded once per delivery. Borrowed; NULL with an exception. */
+/* Have the codec encode the event. New reference or NULL. */
 static PyObject *
-delivery_encoded(struct delivery *delivery)
+event_encode(BusObject *bus, PyObject *event)
+{
+    if (bus->encode == NULL) { /* collected, and used by a finalizer */
+        bus_raise_closed(bus, "encode");
+        return NULL;
+    }
+    PyObject *bytes = PyObject_CallOneArg(bus->encode, event);
+    PyObject *encoded = bytes != NULL ? ftb_buffer_from_object(NULL, bytes) : NULL;
+    Py_XDECREF(bytes);
+    if (encoded != NULL) {
+        ftb_buffer_set_codec(encoded, bus->codec);
+    }
+    return encoded;
+}
+
+/* Name the event's type and key on the exception that is set, and take it. */
+static PyObject *
+encoding_failure(PyObject *event, PyObject *key)
+{
+    PyObject *error = PyErr_GetRaisedException();
+    PyObject *name = PyType_GetQualName(Py_TYPE(event));
+    PyObject *note =
+        name != NULL ? PyUnicode_FromFormat(
+                           "ftbus: encoding an event of type %U for key %R", name, key)
+                     : NULL;
+    PyObject *done =
+        note != NULL ? PyObject_CallMethod(error, "add_note", "O", note) : NULL;
+    if (done == NULL) {
+        PyErr_Clear(); /* a repr that fails must not hide the failure itself */
+    }
+    Py_XDECREF(done);
+    Py_XDECREF(note);
+    Py_XDECREF(name);
+    return error;
+}
+
+/* The event as bytes, encoded at most once per delivery; who else wants them gets the
+ * same Buffer, or the same exception. Borrowed; NULL with an exception. */
+static PyObject *
+delivery_encoded(struct delivery *delivery, PyObject *key)
 {
     if (delivery->encoded != NULL) {
         return delivery->encoded;
+    }
+    if (delivery->unencodable != NULL) {
+        PyErr_SetRaisedException(Py_NewRef(delivery->unencodable));
+        return NULL;
     }
     if (PyBytes_Check(delivery->event) || ftb_buffer_check(delivery->event)) {
         delivery->encoded = Py_NewRef(delivery->event);
         return delivery->encoded;
     }
-    if (delivery->bus->encode == NULL) { /* collected, and used by a finalizer */
-        bus_raise_closed(delivery->bus, "encode");
-        return NULL;
+    delivery->encoded = event_encode(delivery->bus, delivery->event);
+    if (delivery->encoded == NULL) {
+        delivery->unencodable = encoding_failure(delivery->event, key);
+        PyErr_SetRaisedException(Py_NewRef(delivery->unencodable));
     }
-    PyObject *bytes = PyObject_CallOneArg(delivery->bus->encode, delivery->event);
-    if (bytes == NULL) {
-        return NULL;
-    }
-    delivery->encoded = ftb_buffer_from_object(NULL, bytes);
-    Py_DECREF(bytes);
     return delivery->encoded;
 }
 
@@ -116,11 +154,13 @@ bus_encode(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     struct ftb_cell *cell =
         thread != NULL ? bus_cell(thread, ftb_topic_id(topic)) : NULL;
     struct delivery delivery = {.bus = bus, .event = args[1]};
-    if (cell != NULL && delivery_encoded(&delivery) != NULL
-        && delivery.encoded != delivery.event) {
+    PyObject *encoded =
+        cell != NULL ? Py_XNewRef(delivery_encoded(&delivery, args[0])) : NULL;
+    if (encoded != NULL && encoded != delivery.event) {
         ftb_count_local(&cell->encoded, 1);
     }
-    return delivery.encoded;
+    delivery_fini(&delivery);
+    return encoded;
 }
 
 static bool
@@ -168,7 +208,7 @@ delivery_call_special(struct delivery *delivery, struct ftb_handler *handler, in
         *weak = target;
     }
     if (handler->flags & FTB_HANDLER_ENCODED) {
-        event = delivery_encoded(delivery);
+        event = delivery_encoded(delivery, handler->topic->key_object);
     }
     if (event != NULL) {
         result = handler->flags & FTB_HANDLER_ONCE
