@@ -18,6 +18,7 @@
 #include <Python.h>
 
 #include "buffer.h"
+#include "buffer_freelist.h"
 #include "ftb_block_layout.h"
 
 #define RELEASED UINT64_C(1)

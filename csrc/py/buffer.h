@@ -98,12 +98,6 @@ void buffer_leave(BufferObject *self, enum buffer_use use);
 /* Whether the bytes can change no more. */
 bool buffer_is_frozen(BufferObject *self);
 
-/* buffer_freelist.c: an object with its reference count at 1 and all else unset, or
- * NULL with MemoryError set; and where a dead one goes. */
-BufferObject *buffer_freelist_take(void);
-
-void buffer_freelist_give(BufferObject *self);
-
 /* buffer_methods.c: what the type's tables name. */
 extern PyMethodDef buffer_methods[];
 extern PyGetSetDef buffer_getset[];

@@ -10,31 +10,22 @@
  * interpreter itself reused the memory for another Buffer. */
 #include <Python.h>
 
-#include "buffer.h"
-#include "ftb_base.h"
+#include "buffer_freelist.h"
 
 #include <pthread.h>
 
-#define KEPT_MAX 64
-
-struct freelist {
-    uint32_t kept_n;
-    BufferObject *kept[KEPT_MAX];
-    struct freelist *next; /* among the lists without a thread; guarded by lock */
-};
-
-static FTB_TLS struct freelist *freelist_self;
+FTB_TLS struct buffer_freelist *buffer_freelist_self;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static struct freelist *ownerless; /* guarded by lock */
-static pthread_key_t exit_key;     /* written once */
+static struct buffer_freelist *ownerless; /* guarded by lock */
+static pthread_key_t exit_key;            /* written once */
 static pthread_once_t exit_key_once = PTHREAD_ONCE_INIT;
 static bool exit_key_made; /* written once */
 
 static void
 thread_exit(void *list)
 {
-    struct freelist *self = list;
-    freelist_self = NULL;
+    struct buffer_freelist *self = list;
+    buffer_freelist_self = NULL;
     pthread_mutex_lock(&lock);
     self->next = ownerless;
     ownerless = self;
@@ -56,7 +47,7 @@ exit_key_make(void)
 }
 
 /* A list for this thread, or NULL. */
-static FTB_NOINLINE struct freelist *
+static FTB_NOINLINE struct buffer_freelist *
 freelist_adopt(void)
 {
     pthread_once(&exit_key_once, exit_key_make);
@@ -64,7 +55,7 @@ freelist_adopt(void)
         return NULL;
     }
     pthread_mutex_lock(&lock);
-    struct freelist *list = ownerless;
+    struct buffer_freelist *list = ownerless;
     if (list != NULL) {
         ownerless = list->next;
     }
@@ -76,37 +67,25 @@ freelist_adopt(void)
         thread_exit(list);
         return NULL;
     }
-    freelist_self = list;
+    buffer_freelist_self = list;
     return list;
 }
 
 BufferObject *
-buffer_freelist_take(void)
+buffer_freelist_take_slowly(void)
 {
-    struct freelist *list = freelist_self;
-    if (FTB_UNLIKELY(list == NULL)) {
-        list = freelist_adopt();
+    if (buffer_freelist_self == NULL && freelist_adopt() != NULL) {
+        return buffer_freelist_take(); /* there may be something in it */
     }
-    if (FTB_UNLIKELY(list == NULL || list->kept_n == 0)) {
-        return PyObject_GC_New(BufferObject, &ftb_buffer_type);
-    }
-    list->kept_n--;
-    BufferObject *self = list->kept[list->kept_n];
-    (void)PyObject_Init((PyObject *)self, &ftb_buffer_type);
-    return self;
+    return PyObject_GC_New(BufferObject, &ftb_buffer_type);
 }
 
 void
-buffer_freelist_give(BufferObject *self)
+buffer_freelist_give_slowly(BufferObject *self)
 {
-    struct freelist *list = freelist_self;
-    if (FTB_UNLIKELY(list == NULL)) {
-        list = freelist_adopt();
-    }
-    if (FTB_UNLIKELY(list == NULL || list->kept_n == KEPT_MAX)) {
+    if (buffer_freelist_self == NULL && freelist_adopt() != NULL) {
+        buffer_freelist_give(self);
+    } else {
         PyObject_GC_Del(self);
-        return;
     }
-    list->kept[list->kept_n] = self;
-    list->kept_n++;
 }

@@ -30,24 +30,30 @@ pool_limit(BufferPoolObject *pool)
     return stats.limit_bytes;
 }
 
-/* A block with one reference, or NULL with an exception set. size is not negative. */
-static ftb_block_t *
-pool_block(BufferPoolObject *pool, Py_ssize_t size)
+static FTB_NOINLINE void
+raise_no_block(BufferPoolObject *pool, Py_ssize_t size, int result)
 {
-    ftb_block_t *block;
-    switch (ftb_block_try_new(pool->arena, (uint64_t)size, &block)) {
-    case FTB_BLOCK_OK:
-        return block;
-    case FTB_BLOCK_LIMIT:
+    if (result == FTB_BLOCK_LIMIT) {
         ftb_raise(
             "ArenaLimitError",
             Py_BuildValue(
                 "(OnK)", (PyObject *)pool, size, (unsigned long long)pool_limit(pool)));
-        return NULL;
-    default:
+    } else {
         PyErr_NoMemory();
+    }
+}
+
+/* A block with one reference, or NULL with an exception set. size is not negative. */
+static inline ftb_block_t *
+pool_block(BufferPoolObject *pool, Py_ssize_t size)
+{
+    ftb_block_t *block;
+    int result = ftb_block_try_new(pool->arena, (uint64_t)size, &block);
+    if (FTB_UNLIKELY(result != FTB_BLOCK_OK)) {
+        raise_no_block(pool, size, result);
         return NULL;
     }
+    return block;
 }
 
 PyDoc_STRVAR(
@@ -58,24 +64,36 @@ PyDoc_STRVAR(
     "Raises ValueError if size is negative or above 2**39, ArenaLimitError at the\n"
     "pool's limit, MemoryError if the system has no memory.");
 
-static PyObject *
-pool_allocate(PyObject *op, PyObject *argument)
+/* A size that is no small int: any index object. -1 with an exception set. */
+static FTB_NOINLINE Py_ssize_t
+parse_size(PyObject *argument)
 {
-    Py_ssize_t size = -1;
-    if (PyLong_CheckExact(argument)) {
-        size = PyLong_AsSsize_t(argument); /* the usual case, without an index object */
-    }
-    if (size < 0) {
-        PyErr_Clear();
-        size = PyNumber_AsSsize_t(argument, NULL); /* clips what is too large */
-    }
+    Py_ssize_t size = PyNumber_AsSsize_t(argument, NULL); /* clips what is too large */
     if (size < 0 || size > FTB_BLOCK_MAX_BYTES) {
         if (!PyErr_Occurred()) {
             PyErr_Format(
                 PyExc_ValueError, "size %R is not in 0..%lld", argument,
                 (long long)FTB_BLOCK_MAX_BYTES);
         }
-        return NULL;
+        return -1;
+    }
+    return size;
+}
+
+static PyObject *
+pool_allocate(PyObject *op, PyObject *argument)
+{
+    Py_ssize_t size = -1;
+    if (FTB_LIKELY(
+            PyLong_CheckExact(argument)
+            && PyUnstable_Long_IsCompact((PyLongObject *)argument))) {
+        size = PyUnstable_Long_CompactValue((PyLongObject *)argument);
+    }
+    if (FTB_UNLIKELY(size < 0)) {
+        size = parse_size(argument);
+        if (size < 0) {
+            return NULL;
+        }
     }
     ftb_block_t *block = pool_block((BufferPoolObject *)op, size);
     if (block == NULL) {
