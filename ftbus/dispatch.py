@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ftbus import _core
+from ftbus import _core, buffers
 from ftbus.errors import (
     BusClosedError,
     EventDroppedError,
@@ -365,6 +365,7 @@ def close(bus: EventBus, *, drain: bool, timeout: float) -> int:
     _check_timeout(timeout)
     deadline = time.monotonic() + timeout
     with bus._lock:
+        is_first = not bus._closing
         bus._closing = True
     bus._close_pool()
     if drain:
@@ -379,6 +380,8 @@ def close(bus: EventBus, *, drain: bool, timeout: float) -> int:
     bus._clear_handlers()
     if bus._handles:
         bus._handles.clear()
+    if is_first:
+        buffers._report_bus(bus)
     return left + bus.stats().pending if stuck else left
 
 

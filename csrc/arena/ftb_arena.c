@@ -14,6 +14,7 @@
  *    release that saw closing, and, for the release that read closing too early and
  *    counted too late, by any later call that walks the registry. */
 #include "ftb_arena_internal.h"
+#include "ftb_leak.h"
 
 /* Guards the registry. Taken before any arena's lock. */
 static pthread_mutex_t registry_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -256,6 +257,7 @@ void
 ftb_arena_after_fork_child(void)
 {
     pthread_mutex_init(&registry_lock, NULL);
+    ftb__leak_after_fork_child();
     for (uint32_t i = 0; i < ftb_load_acquire(&registry_n); i++) {
         ftb_arena_t *arena = registry_at(i);
         if (arena != NULL) {

@@ -7,6 +7,7 @@
  * are handed out again; a second canary after the data finds overruns. The checks of
  * the count and of the canary in the header are in every build. */
 #include "ftb_arena_internal.h"
+#include "ftb_leak.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -101,6 +102,7 @@ ftb__block_fault(const ftb_block_t *block, const char *fault)
         fault, (const void *)block, (unsigned long long)block->cap,
         (unsigned)ftb_load_acquire(&block->gen),
         (unsigned)ftb_load_acquire(&block->rc));
+    ftb__leak_describe(block);
     abort();
 }
 

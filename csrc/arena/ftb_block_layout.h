@@ -10,7 +10,8 @@
 
 #include <string.h>
 
-#define FTB__FRESH 1u /* flag: the data is zero, as it came from the system */
+#define FTB__FRESH 1u   /* flag: the data is zero, as it came from the system */
+#define FTB__WATCHED 2u /* flag: ftb_leak.c has a record of it */
 
 /* The header before a block's data. While the block is free, its fields belong to
  * the thread whose magazine holds it, or are guarded by the depot's lock. */
@@ -18,7 +19,7 @@ struct ftb_block {
     ftb_atomic(uint32_t) rc;  /* written by every holder; 0 while free */
     ftb_atomic(uint32_t) gen; /* written by the thread that drops the last reference */
     uint16_t class_ix;        /* written once, when the block is made */
-    uint16_t flags;           /* written while free */
+    uint16_t flags;           /* written while free, and by the first holder */
     uint32_t chain_n;         /* blocks in the chain that begins here; while free */
     uint64_t len;             /* written by the only holder, before it shares */
     uint64_t cap;             /* written once */

@@ -13,6 +13,7 @@
  *    drop it, so the holder recycles without the locked subtraction. Its load is an
  *    acquire, so 2 holds. */
 #include "ftb_arena_internal.h"
+#include "ftb_leak.h"
 
 static ftb_block_t *
 bin_pop(struct ftb__bin *bin)
@@ -114,7 +115,7 @@ large_try_new(ftb_arena_t *arena, uint64_t size, ftb_block_t **out)
         result = ftb__block_create_large(arena, size, out);
     }
     if (result == FTB_BLOCK_OK) {
-        block_hand_out(*out, size);
+        ftb__leak_allocated(block_hand_out(*out, size));
     }
     return result;
 }
@@ -141,10 +142,12 @@ pooled_try_new(ftb_arena_t *arena, uint64_t size, ftb_block_t **out)
     }
     ftb__block_leave_free(block);
     *out = block_hand_out(block, size);
+    ftb__leak_allocated(block);
     return FTB_BLOCK_OK;
 }
 
-/* The usual case first and alone, so that it needs no frame and no call. */
+/* The usual case first and alone, so that it needs no frame and no call. While blocks are
+ * being watched it is none. */
 int
 ftb_block_try_new(ftb_arena_t *arena, uint64_t size, ftb_block_t **out)
 {
@@ -152,7 +155,7 @@ ftb_block_try_new(ftb_arena_t *arena, uint64_t size, ftb_block_t **out)
         return large_try_new(arena, size, out);
     }
     struct ftb__cache *cache = ftb__cache_peek(arena);
-    if (FTB_LIKELY(cache != NULL)) {
+    if (FTB_LIKELY(cache != NULL && ftb_leak_period() == 0)) {
         struct ftb__bin *bin = &cache->bins[ftb__class_of(size)];
         ftb_block_t *block = bin->loaded;
         if (FTB_LIKELY(block != NULL)) {
@@ -192,6 +195,9 @@ recycle_slowly(ftb_block_t *block)
     uint32_t slot = arena->slot;
     uint64_t serial = arena->serial;
     struct ftb__cache *cache = ftb__cache_get(arena);
+    if (ftb_leak_is_watched(block)) {
+        ftb__leak_freed(block);
+    }
     if (block->class_ix == FTB__LARGE) {
         ftb__block_destroy_large(arena, cache, block);
     } else {
@@ -225,7 +231,7 @@ block_recycle(ftb_block_t *block)
     struct ftb__cache *cache = ftb__cache_peek(arena);
     if (FTB_LIKELY(
             cache != NULL && block->class_ix != FTB__LARGE
-            && !ftb_load_acquire(&arena->closing))) {
+            && !ftb_leak_is_watched(block) && !ftb_load_acquire(&arena->closing))) {
         struct ftb__bin *bin = &cache->bins[block->class_ix];
         if (FTB_LIKELY(bin->loaded_n < bin->magazine_n)) {
             ftb__block_enter_free(block);

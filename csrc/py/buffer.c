@@ -19,7 +19,7 @@
 
 #include "buffer.h"
 #include "buffer_freelist.h"
-#include "ftb_block_layout.h"
+#include "ftb_leak.h"
 
 #define RELEASED UINT64_C(1)
 #define FREEZING UINT64_C(2)
@@ -100,6 +100,9 @@ buffer_enter(BufferObject *self, enum buffer_use use)
         PyErr_SetString(
             PyExc_BufferError, "native code released the block of this Buffer");
         return -1;
+    }
+    if (ftb_leak_is_watched(self->block)) {
+        ftb_leak_touch(self->block);
     }
     return entered;
 }
@@ -198,6 +201,9 @@ buffer_freeze(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
             return NULL;
         }
         return Py_NewRef(op);
+    }
+    if (ftb_leak_is_watched(self->block)) {
+        ftb_leak_touch(self->block);
     }
     ftb_store_release(&self->length, wanted); /* pairs with the loads of length */
     ftb_or_seq_cst(&self->state, FROZEN);

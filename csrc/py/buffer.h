@@ -110,6 +110,18 @@ Py_hash_t buffer_hash(PyObject *op);
 
 PyObject *buffer_repr(PyObject *op);
 
+/* leak.c: watch_buffers(period), watched_buffers([pool or bus]). */
+PyObject *ftb_watch_buffers(PyObject *module, PyObject *period);
+
+PyObject *
+ftb_watched_buffers(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+
+/* The list behind that; 0 for any. */
+PyObject *ftb_watched_list(uint64_t arena_serial, uint64_t owner);
+
+/* A pool ends: tell ftbus.buffers of its watched buffers that still live. */
+void buffer_pool_report(BufferPoolObject *pool);
+
 /* buffer_decode.c */
 void buffer_decode_init(void);
 

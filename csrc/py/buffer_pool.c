@@ -311,6 +311,9 @@ pool_dealloc(PyObject *op)
     if (self->weakrefs != NULL) {
         PyObject_ClearWeakRefs(op);
     }
+    if (self->arena != NULL) {
+        buffer_pool_report(self);
+    }
     ftb_arena_free(self->arena);
     Py_DECREF(self->name);
     PyObject_Free(self);
@@ -386,6 +389,12 @@ buffer_from_handle(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_
 static PyMethodDef module_functions[] = {
     {"buffer_from_handle", (PyCFunction)(void (*)(void))buffer_from_handle,
      METH_FASTCALL, from_handle_doc},
+    {"watch_buffers", ftb_watch_buffers, METH_O,
+     PyDoc_STR("Watch one allocation in so many from now on; 0: none.")},
+    {"watched_buffers", (PyCFunction)(void (*)(void))ftb_watched_buffers, METH_FASTCALL,
+     PyDoc_STR(
+         "What is known of the watched buffers that live: all, a pool's or a\n"
+         "bus's, as (serial, size, thread, site, touches).")},
     {NULL, NULL, 0, NULL},
 };
 

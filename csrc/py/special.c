@@ -2,6 +2,7 @@
 #include "buffer.h"
 #include "emit.h"
 #include "errors.h"
+#include "ftb_leak.h"
 
 void
 bus_report_failure(BusObject *bus, PyObject *error, PyObject *key, PyObject *handler)
@@ -88,8 +89,10 @@ event_encode(BusObject *bus, PyObject *event)
         bus_raise_closed(bus, "encode");
         return NULL;
     }
+    uint64_t owner = ftb_leak_set_owner(bus->core->serial);
     PyObject *bytes = PyObject_CallOneArg(bus->encode, event);
     PyObject *encoded = bytes != NULL ? ftb_buffer_from_object(NULL, bytes) : NULL;
+    (void)ftb_leak_set_owner(owner);
     Py_XDECREF(bytes);
     if (encoded != NULL) {
         ftb_buffer_set_codec(encoded, bus->codec);

@@ -1,6 +1,7 @@
 /* The arena on one thread: classes, counts, recycling, limits, trimming, faults. */
 #include "ftb_arena.h"
 #include "ftb_base.h"
+#include "ftb_leak.h"
 
 #include "check.h"
 
@@ -318,6 +319,64 @@ test_threads_without_a_cache_still_work(void)
     end_arena(arena);
 }
 
+/* Where the misuses below say they are. */
+static const char *place;
+
+static char *
+place_now(bool is_long, uint64_t *thread)
+{
+    char *text = ftb_alloc(100);
+    *thread = 1;
+    (void)snprintf(text, 100, "%s%s", place, is_long ? ", with callers" : "");
+    return text;
+}
+
+static ftb_block_t *
+block_from(ftb_arena_t *arena, const char *name)
+{
+    place = name;
+    return ftb_block_new(arena, 100);
+}
+
+static void
+release_at(ftb_block_t *block, const char *name)
+{
+    place = name;
+    ftb_block_release(block);
+}
+
+static void
+fault_double_free_of_watched(ftb_arena_t *arena)
+{
+    ftb_leak_set_period(1, place_now);
+    ftb_block_t *block = block_from(arena, "the maker");
+    place = "the user";
+    ftb_leak_touch(block);
+    release_at(block, "the first to release");
+    release_at(block, "the second to release");
+}
+
+static void
+fault_write_after_free_of_watched(ftb_arena_t *arena)
+{
+    ftb_leak_set_period(1, place_now);
+    ftb_block_t *block = block_from(arena, "the maker");
+    volatile unsigned char *data = ftb_block_data(block);
+    release_at(block, "the first to release");
+    data[50] = 1;
+    block_from(arena, "the next");
+}
+
+static void
+fault_overrun_of_watched(ftb_arena_t *arena)
+{
+    ftb_leak_set_period(1, place_now);
+    ftb_block_t *block = block_from(arena, "the maker");
+    volatile unsigned char *data = ftb_block_data(block);
+    data[ftb_block_capacity(block)] ^= 1;
+    release_at(block, "the first to release");
+}
+
 static void
 fault_double_free(ftb_arena_t *arena)
 {
@@ -398,6 +457,13 @@ test_misuse_is_named(void)
     expect_fault(fault_overrun, "written past its end");
     expect_fault(fault_underrun, "header overwritten");
     expect_fault(fault_write_after_free, "written after free");
+    expect_fault(
+        fault_double_free_of_watched,
+        "allocated at:\nthe maker, with callers\nused at: the user\n"
+        "released at: the first to release\n");
+    expect_fault(
+        fault_write_after_free_of_watched, "released at: the first to release");
+    expect_fault(fault_overrun_of_watched, "allocated at:\nthe maker, with callers\n");
 }
 
 int
