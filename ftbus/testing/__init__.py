@@ -7,6 +7,8 @@ conftest.py::
     def leak_guard():
         with ftbus.testing.no_leaks():
             yield
+
+Which buffer it was, and where it came from, ftbus.testing.pytest_plugin says.
 """
 
 from __future__ import annotations
