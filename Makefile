@@ -83,6 +83,7 @@ test-tsan: setup ## the Python tests, interpreter and extension under ThreadSani
 bench: setup $(BENCH_VENV)/.packages ## compare with other libraries (BENCH_ARGS=--quick)
 	$(BENCH) benchmarks/emit.py $(BENCH_ARGS)
 	$(BENCH) benchmarks/map.py $(BENCH_ARGS)
+	$(BENCH) benchmarks/buffers.py $(BENCH_ARGS)
 
 models: ## search the models of the lock-free pieces (needs Debian's relacy-dev)
 	$(MAKE) -j$(CORES) -C csrc models

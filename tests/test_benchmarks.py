@@ -94,6 +94,17 @@ def test_map_runs(tmp_path: Path) -> None:
     check_json(json.loads(file.read_text()))
 
 
+def test_buffers_run_and_nothing_is_copied_or_missed(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    done = run("buffers.py", *TINY, "--most", "2000", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    check_json(found)
+    counted = [check for check in found["checks"] if check["target"] is not None]
+    assert len(counted) >= 6
+    assert all(check["met"] for check in counted), counted
+
+
 def test_ctrl_c_leaves_the_rounds_so_far(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
