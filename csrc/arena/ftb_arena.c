@@ -264,4 +264,5 @@ ftb_arena_after_fork_child(void)
             arena_after_fork_child(arena);
         }
     }
+    ftb__handle_after_fork_child();
 }

@@ -135,6 +135,40 @@ uint32_t ftb_block_refcount(const ftb_block_t *block);
  * somebody released its reference. */
 uint32_t ftb_block_generation(const ftb_block_t *block);
 
+/* Handles: references as integers, for whatever cannot keep a pointer safe, such as
+ * Python code. A handle carries one reference until it is taken; then it is used up.
+ * An integer that is not a handle, or no longer, is refused and never followed. */
+
+/* How ftb_handle_take ended. */
+enum ftb_handle_result {
+    FTB_HANDLE_OK = 0,      /* *share is the caller's, and the handle is used up */
+    FTB_HANDLE_STALE = 1,   /* no such handle: never made, or taken before */
+    FTB_HANDLE_FOREIGN = 2, /* its block is of another arena; the handle stays good */
+    FTB_HANDLE_SHARED = 3,  /* others hold its block too; the handle stays good */
+};
+
+/* Some of a block's bytes, with one reference to the block. */
+struct ftb_share {
+    ftb_block_t *block;
+    uint64_t start;
+    uint64_t length;
+};
+
+/* Hand the caller's reference over to a new handle on `length` bytes from `start`.
+ * Returns the handle, never one that was used before; or 0, and the reference stays
+ * the caller's, if there is no memory or the range is not within the block's length. */
+uint64_t ftb_handle_new(ftb_block_t *block, uint64_t start, uint64_t length);
+
+/* Take what the handle carries. With an arena that is not NULL, only if the block is
+ * from there; with `unique` not 0, only if nobody else holds the block, so that the
+ * caller may write to it. Of several threads that take one handle, one succeeds.
+ * Returns an enum ftb_handle_result, and sets *share only for FTB_HANDLE_OK. */
+int ftb_handle_take(
+    uint64_t handle, ftb_arena_t *arena, int unique, struct ftb_share *share);
+
+/* How many handles were made and not yet taken, in the whole process. */
+uint64_t ftb_handle_count(void);
+
 /* cdef: end */
 
 #ifdef __cplusplus

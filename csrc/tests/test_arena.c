@@ -421,6 +421,14 @@ fault_write_after_free(ftb_arena_t *arena)
     ftb_block_new(arena, 100);
 }
 
+static void
+fault_handle_after_free(ftb_arena_t *arena)
+{
+    ftb_block_t *block = ftb_block_new(arena, 100);
+    ftb_block_release(block);
+    ftb_handle_new(block, 0, 100);
+}
+
 /* Run the misuse in a child and look for the message on its stderr. */
 static void
 expect_fault(void (*misuse)(ftb_arena_t *), const char *message)
@@ -464,6 +472,7 @@ test_misuse_is_named(void)
     expect_fault(
         fault_write_after_free_of_watched, "released at: the first to release");
     expect_fault(fault_overrun_of_watched, "allocated at:\nthe maker, with callers\n");
+    expect_fault(fault_handle_after_free, "handed over after free");
 }
 
 int
