@@ -14,7 +14,8 @@ PYTEST := $(PYTHON) -m pytest
 PIP := python -m pip install --quiet --disable-pip-version-check
 CORES := $(shell nproc 2>/dev/null || echo 2)
 C_SOURCES := $(wildcard csrc/arena/*.[ch] csrc/core/*.[ch] csrc/py/*.[ch])
-C_TEXTS := $(C_SOURCES) $(wildcard csrc/tests/*.[ch] csrc/models/*.h csrc/models/*.cpp)
+C_TEXTS := $(C_SOURCES) $(wildcard csrc/tests/*.[ch] csrc/models/*.h csrc/models/*.cpp \
+                                   examples/*/*.[ch])
 
 export FTBUS_WERROR ?= 1
 
@@ -47,11 +48,11 @@ setup: $(VENV)/.extension ## find or build the interpreter, make .venv, compile 
 	rm -rf $*
 	python=$$(python3 tools/interpreter.py --kind $(KIND)) && "$$python" -m venv $*
 	$*/bin/$(PIP) --upgrade pip setuptools
-	$*/bin/$(PIP) --group $(if $(filter $(BENCH_VENV),$*),bench,lint)
+	$*/bin/$(PIP) $(if $(filter $(BENCH_VENV),$*),--group bench,--group lint --group cabi)
 	@touch $@
 
-$(VENV)/.extension: $(VENV)/.packages setup.py $(C_SOURCES)
-	$(VENV)/bin/$(PIP) --no-build-isolation --editable '.[test,demo]'
+$(VENV)/.extension: $(VENV)/.packages setup.py ftbus/_cabi_build.py $(C_SOURCES)
+	$(VENV)/bin/$(PIP) --no-build-isolation --editable '.[test,demo,cabi]'
 	@touch $@
 
 test: setup check ## the C core's tests, then the Python tests (PYTEST_ARGS="-k emit")
@@ -110,7 +111,7 @@ lint: setup ## check format, style and types
 	$(PYTHON) -m mypy
 
 clean: ## remove what was compiled
-	rm -rf build dist *.egg-info ftbus/*.so .venv*/.extension
+	rm -rf build dist *.egg-info ftbus/*.so ftbus/include .venv*/.extension
 	$(MAKE) -C csrc clean
 
 distclean: clean ## remove the virtual environments too (the interpreter's cache stays)

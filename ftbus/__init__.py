@@ -1,5 +1,7 @@
 """An in-process event bus and concurrent dispatcher for free-threaded Python."""
 
+from os import path as _path
+
 from ftbus._core import Key, Subscription
 from ftbus.buffers import Buffer, BufferPool, PoolStats, default_pool
 from ftbus.bus import EventBus, Topic
@@ -11,6 +13,7 @@ from ftbus.errors import (
     EmitDepthError,
     EventDroppedError,
     FtbusError,
+    HandleError,
     HandlerErrors,
     HandlerTypeError,
     InvalidOptionError,
@@ -36,6 +39,7 @@ __all__ = [
     "EventBus",
     "EventDroppedError",
     "FtbusError",
+    "HandleError",
     "HandlerErrors",
     "HandlerTypeError",
     "InvalidOptionError",
@@ -50,4 +54,14 @@ __all__ = [
     "UnsupportedKeyError",
     "WorkerStats",
     "default_pool",
+    "get_include",
 ]
+
+
+def get_include() -> str:
+    """Return the folder of ftbus's C headers, for code that fills pooled buffers.
+
+    It holds ftb_arena.h, ftb_arena_api.h and ftb_arena_import.h; the first says what
+    each function does, the second how code in another shared object calls them.
+    """
+    return _path.join(_path.dirname(__file__), "include")

@@ -11,6 +11,12 @@ Which buffers are held longer than meant is what the leak levels tell: with
 ``set_leak_level()``, a buffer's memory is watched, and the place of its allocation and
 the last four uses are reported if it is still held when its pool, the bus that encoded
 it, or the process ends.
+
+Native code has the same memory: see ftbus.get_include() for C, ftbus.cabi for cffi.
+What crosses between the two is a handle, an int that carries one reference:
+``buffer_from_handle(handle)`` makes a Buffer of what C filled, ``handle_of(buffer)``
+gives C a share in a Buffer. ``arena_api`` is the address of the arena's function table
+(ftb_arena_api.h), ``arena_address(pool)`` that of a pool's arena.
 """
 
 from __future__ import annotations
@@ -25,7 +31,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ftbus import _core
-from ftbus._core import Buffer, BufferPool, default_pool
+from ftbus._core import (
+    Buffer,
+    BufferPool,
+    arena_address,
+    arena_api,
+    buffer_from_handle,
+    default_pool,
+    handle_of,
+)
 from ftbus.errors import InvalidOptionError
 
 if TYPE_CHECKING:
@@ -40,7 +54,11 @@ __all__ = [
     "HeldBuffer",
     "LeakLevel",
     "PoolStats",
+    "arena_address",
+    "arena_api",
+    "buffer_from_handle",
     "default_pool",
+    "handle_of",
     "held_buffers",
     "leak_level",
     "set_leak_level",

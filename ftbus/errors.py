@@ -150,6 +150,15 @@ class ArenaLimitError(FtbusError, MemoryError):
         )
 
 
+class HandleError(FtbusError, BufferError):
+    """An integer that is not a handle, or no longer, was to become a Buffer."""
+
+    def __init__(self, handle: int, reason: str) -> None:
+        self.handle = handle
+        self.reason = reason
+        super().__init__(f"handle {handle:#x} cannot be taken: {reason}")
+
+
 class CodecError(FtbusError, ValueError):
     """An event could not be encoded, or bytes could not be decoded."""
 

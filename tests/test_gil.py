@@ -19,7 +19,7 @@ USE_ALL = """
 import asyncio, pkgutil, importlib, sys
 import ftbus
 for info in pkgutil.iter_modules(ftbus.__path__):
-    if info.name not in ("__main__", "cabi", "demo") and "_cabi" not in info.name:
+    if info.name not in ("__main__", "cabi", "_cabi", "demo"):
         importlib.import_module(f"ftbus.{info.name}")
 for codec in ("json", "pickle", "raw"):
     with ftbus.EventBus(workers=2, codec=codec) as bus:

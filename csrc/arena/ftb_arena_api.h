@@ -103,6 +103,10 @@ ftb_arena_api_use(const void *address)
 #define ftb_handle_take (ftb_arena_api->handle_take)
 #define ftb_handle_count (ftb_arena_api->handle_count)
 
+#else /* ftbus itself: fill the table, before its address is handed out */
+
+void ftb__arena_api_fill(ftb_arena_api_t *table, ftb_arena_t *default_arena);
+
 #endif
 
 #endif

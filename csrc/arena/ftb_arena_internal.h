@@ -263,11 +263,6 @@ void ftb__arena_reap(uint32_t slot, uint64_t serial);
 /* At a thread's end: hand every record in its table back. */
 void ftb__arena_thread_exit(struct ftb__thread *thread);
 
-/* ftb_arena_api.c: fill the table, before its address is handed out. */
-struct ftb_arena_api;
-
-void ftb__arena_api_fill(struct ftb_arena_api *table, ftb_arena_t *default_arena);
-
 /* ftb_handle.c: make the table usable in a fork child. */
 void ftb__handle_after_fork_child(void);
 

@@ -241,10 +241,16 @@ buffer_make(
 }
 
 PyObject *
+ftb_buffer_wrap_range(
+    ftb_block_t *block, Py_ssize_t start, Py_ssize_t length, bool frozen)
+{
+    return buffer_make(block, ftb__block_bytes(block) + start, length, frozen, NULL);
+}
+
+PyObject *
 ftb_buffer_wrap(ftb_block_t *block, bool frozen)
 {
-    Py_ssize_t length = (Py_ssize_t)block->len;
-    return buffer_make(block, ftb__block_bytes(block), length, frozen, NULL);
+    return ftb_buffer_wrap_range(block, 0, (Py_ssize_t)block->len, frozen);
 }
 
 /* The bytes of a frozen Buffer change no more, so the slice needs no root. */

@@ -41,9 +41,12 @@ typedef struct {
 extern PyTypeObject ftb_buffer_type;
 extern PyTypeObject ftb_buffer_pool_type;
 
-/* Make the types ready and add Buffer, BufferPool, default_pool and
- * buffer_from_handle to the module. 0, or -1 with an exception set. */
+/* Make the types ready and add Buffer, BufferPool and default_pool to the module. 0,
+ * or -1 with an exception set. */
 int ftb_buffer_types_ready(PyObject *module);
+
+/* Add what handle.c has to the module, after the above. 0, or -1 with an exception. */
+int ftb_handles_ready(PyObject *module);
 
 static inline int
 ftb_buffer_check(PyObject *object)
@@ -70,6 +73,10 @@ void ftb_buffer_after_fork_child(void);
 /* A Buffer over the first ftb_block_length(block) bytes. Steals one reference to the
  * block, also on failure. New reference, or NULL with MemoryError set. */
 PyObject *ftb_buffer_wrap(ftb_block_t *block, bool frozen);
+
+/* The same over [start, start + length), which must be within that. */
+PyObject *ftb_buffer_wrap_range(
+    ftb_block_t *block, Py_ssize_t start, Py_ssize_t length, bool frozen);
 
 /* The arena behind ftbus.default_pool. Lives as long as the process. */
 ftb_arena_t *ftb_default_arena(void);

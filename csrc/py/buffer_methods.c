@@ -375,7 +375,7 @@ get_refcount(PyObject *op, void *Py_UNUSED(closure))
 }
 
 static PyObject *
-get_handle(PyObject *op, void *Py_UNUSED(closure))
+get_address(PyObject *op, void *Py_UNUSED(closure))
 {
     BufferObject *self = (BufferObject *)op;
     return buffer_length(op) < 0 ? NULL : PyLong_FromVoidPtr(self->block);
@@ -433,8 +433,8 @@ PyGetSetDef buffer_getset[] = {
      PyDoc_STR("What decode() uses if it is not told, or None."), NULL},
     {"refcount", get_refcount, NULL,
      PyDoc_STR("How many Buffers, slices and native holders share the memory."), NULL},
-    {"handle", get_handle, NULL,
-     PyDoc_STR("The block's address, for ftbus.cabi; valid while this is held."), NULL},
+    {"address", get_address, NULL,
+     PyDoc_STR("The block's address: the same for Buffers that share memory."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -358,37 +358,7 @@ PyTypeObject ftb_buffer_pool_type = {
     .tp_doc = pool_doc,
 };
 
-PyDoc_STRVAR(
-    from_handle_doc,
-    "buffer_from_handle($module, handle, readonly=True, /)\n--\n\n"
-    "Return a Buffer over a block that native code filled, taking over its reference.\n"
-    "\n"
-    "handle is the address of an ftb_block_t; the Buffer has its length. A wrong\n"
-    "address cannot be noticed. Raises ValueError if it is 0.");
-
-static PyObject *
-buffer_from_handle(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
-{
-    if (nargs < 1 || nargs > 2) {
-        PyErr_Format(
-            PyExc_TypeError, "buffer_from_handle() takes 1 or 2 arguments (%zd given)",
-            nargs);
-        return NULL;
-    }
-    int readonly = nargs == 2 ? PyObject_IsTrue(args[1]) : 1;
-    ftb_block_t *block = readonly < 0 ? NULL : PyLong_AsVoidPtr(args[0]);
-    if (block == NULL) {
-        if (!PyErr_Occurred()) {
-            PyErr_SetString(PyExc_ValueError, "handle is 0");
-        }
-        return NULL;
-    }
-    return ftb_buffer_wrap(block, readonly != 0);
-}
-
 static PyMethodDef module_functions[] = {
-    {"buffer_from_handle", (PyCFunction)(void (*)(void))buffer_from_handle,
-     METH_FASTCALL, from_handle_doc},
     {"watch_buffers", ftb_watch_buffers, METH_O,
      PyDoc_STR("Watch one allocation in so many from now on; 0: none.")},
     {"watched_buffers", (PyCFunction)(void (*)(void))ftb_watched_buffers, METH_FASTCALL,
@@ -427,8 +397,7 @@ ftb_buffer_types_ready(PyObject *module)
     if (default_pool == NULL && default_pool_make() < 0) {
         return -1;
     }
-    if (PyModule_AddFunctions(module, module_functions) < 0
-        || PyModule_AddObjectRef(module, "Buffer", (PyObject *)&ftb_buffer_type) < 0
+    if (PyModule_AddObjectRef(module, "Buffer", (PyObject *)&ftb_buffer_type) < 0
         || PyModule_AddObjectRef(
                module, "BufferPool", (PyObject *)&ftb_buffer_pool_type)
                < 0) {

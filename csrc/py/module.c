@@ -58,7 +58,7 @@ module_exec(PyObject *module)
     }
     if (ftb_errors_ready() < 0 || ftb_emit_ready() < 0 || ftb_key_type_ready(module) < 0
         || ftb_claim_type_ready(module) < 0 || ftb_buffer_types_ready(module) < 0
-        || ftb_striped_map_type_ready(module) < 0) {
+        || ftb_handles_ready(module) < 0 || ftb_striped_map_type_ready(module) < 0) {
         return -1;
     }
     if (PyModule_AddIntConstant(module, "ONCE", FTB_HANDLER_ONCE) < 0
