@@ -61,6 +61,7 @@ def test_import_brings_in_nothing_that_is_slow_or_foreign(python: Any) -> None:
     modules = set(done.stdout.split())
     foreign = {"cffi", "_cffi_backend", "numpy", "msgspec", "rich", "xxhash", "pytest"}
     assert not modules & foreign
+    assert not modules & {"ftbus.cabi", "ftbus._cabi", "ftbus._cabi_build"}
     assert "ftbus.demo" not in modules
     assert "ftbus.testing" not in modules
 
