@@ -286,11 +286,15 @@ def _prepare(bus: EventBus, key: object, event: object) -> _Call:
     if isinstance(key, type):
         keys += tuple(base for base in key.__mro__[1:] if base is not object)
     claims: list[Claim] = []  # what is not run gives its handler back when it goes
-    for each in keys:
-        claims += bus._claim_handlers(each)
     encoded: object = None
-    if any(claim.flags & _core.ENCODED for claim in claims):
-        encoded = bus._encode(key, event)
+    try:
+        for each in keys:
+            claims += bus._claim_handlers(each)
+        if any(claim.flags & _core.ENCODED for claim in claims):
+            encoded = bus._encode(key, event)
+    except BaseException:
+        claims.clear()  # the traceback keeps the list
+        raise
     state = _Call(bus, key, len(claims))
     for index, claim in enumerate(claims):
         payload = encoded if claim.flags & _core.ENCODED else event

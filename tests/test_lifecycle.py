@@ -172,7 +172,7 @@ def test_live_handlers_counts_all_buses() -> None:
 def test_emit_allocates_no_objects(python: Any) -> None:
     done = python(
         """
-import sys, ftbus
+import gc, sys, ftbus
 bus = ftbus.EventBus()
 class Event: pass
 bus.on("key", lambda event: None)
@@ -186,6 +186,7 @@ def steady():
         topic.emit(shared)
         bus.emit(event)
         bus.emit("nobody")
+    gc.collect()
 steady()
 before = sys.getallocatedblocks()
 steady()

@@ -397,7 +397,8 @@ ftb_buffer_types_ready(PyObject *module)
     if (default_pool == NULL && default_pool_make() < 0) {
         return -1;
     }
-    if (PyModule_AddObjectRef(module, "Buffer", (PyObject *)&ftb_buffer_type) < 0
+    if (PyModule_AddFunctions(module, module_functions) < 0
+        || PyModule_AddObjectRef(module, "Buffer", (PyObject *)&ftb_buffer_type) < 0
         || PyModule_AddObjectRef(
                module, "BufferPool", (PyObject *)&ftb_buffer_pool_type)
                < 0) {
