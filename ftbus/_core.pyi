@@ -83,6 +83,7 @@ class Bus:
         *,
         partition: _Partition = None,
         timeout: float | None = None,
+        urgent: bool = False,
     ) -> bool: ...
     def post_many(
         self,
@@ -91,6 +92,7 @@ class Bus:
         *,
         partition: _PartitionOf = None,
         timeout: float | None = None,
+        urgent: bool = False,
     ) -> int: ...
     def _after_fork_child(self) -> None: ...
     def _claim_handlers(self, key: object, /) -> list[Claim]: ...
@@ -104,6 +106,8 @@ class Bus:
         overflow: int,
         queue_size: int,
         workers: int,
+        spin_ns: int,
+        orders_by_key: bool,
         /,
     ) -> None: ...
     def _drain(self, timeout: float | None, /) -> bool: ...
@@ -145,6 +149,7 @@ class Topic:
         *,
         partition: _Partition = None,
         timeout: float | None = None,
+        urgent: bool = False,
     ) -> bool: ...
     def post_many(
         self,
@@ -152,6 +157,7 @@ class Topic:
         *,
         partition: _PartitionOf = None,
         timeout: float | None = None,
+        urgent: bool = False,
     ) -> int: ...
 
 class StripedMap[K, V]:

@@ -306,5 +306,6 @@ class TestMisuse:
         run = python(program, FTBUS_LEAK_LEVEL="all")
         assert run.returncode < 0
         assert "released too often (double free)" in run.stderr
-        assert "allocated at:\n<string>:8 in make\n<string>:13 in <module>" in run.stderr
+        places = "allocated at:\n<string>:8 in make\n<string>:13 in <module>"
+        assert places in run.stderr
         assert "released at: <string>:12 in steal" in run.stderr

@@ -117,17 +117,18 @@ bus_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
-/* _configure(codec, encode, logs_errors, overflow, queue_size, workers): once, by __init__. */
+/* _configure(codec, encode, logs_errors, overflow, queue_size, workers, spin_ns,
+ * orders_by_key): once, by __init__. */
 static PyObject *
 bus_configure(PyObject *object, PyObject *args)
 {
     BusObject *self = (BusObject *)object;
     PyObject *codec, *encode;
-    int logs_errors, overflow;
-    unsigned int queue_size, workers_n;
+    int logs_errors, overflow, orders_by_key;
+    unsigned int queue_size, workers_n, spin_ns;
     if (!PyArg_ParseTuple(
-            args, "OOpiII:_configure", &codec, &encode, &logs_errors, &overflow,
-            &queue_size, &workers_n)) {
+            args, "OOpiIIIp:_configure", &codec, &encode, &logs_errors, &overflow,
+            &queue_size, &workers_n, &spin_ns, &orders_by_key)) {
         return NULL;
     }
     Py_XSETREF(self->codec, Py_NewRef(codec));
@@ -136,6 +137,8 @@ bus_configure(PyObject *object, PyObject *args)
     self->overflow = (enum bus_overflow)overflow;
     self->queue_size = queue_size;
     self->workers_n = workers_n;
+    self->spin_ns = spin_ns;
+    self->orders_by_key = orders_by_key;
     Py_RETURN_NONE;
 }
 
@@ -385,17 +388,20 @@ static PyMethodDef bus_methods[] = {
          "what it holds is released by close().")},
     {"post", FASTCALL(bus_post), METH_FASTCALL | METH_KEYWORDS,
      PyDoc_STR(
-         "post($self, key, event=None, *, partition=None, timeout=None)\n--\n\n"
+         "post($self, key, event=None, *, partition=None, timeout=None,\n"
+         "    urgent=False)\n--\n\n"
          "Queue an event for the workers; return True, or False if it was dropped.\n\n"
          "Events with one partition (a str, int or bytes) run one at a time, in "
          "posting\n"
          "order. A full queue blocks (for at most `timeout` seconds), raises\n"
          "QueueFullError or drops, as the bus's overflow says. What handlers raise "
          "goes\n"
-         "to on_error or the log. Any thread, handlers included.")},
+         "to on_error or the log. Urgent events run before the others, but never so\n"
+         "that these stand still. Any thread, handlers included.")},
     {"post_many", FASTCALL(bus_post_many), METH_FASTCALL | METH_KEYWORDS,
      PyDoc_STR(
-         "post_many($self, key, events, *, partition=None, timeout=None)\n--\n\n"
+         "post_many($self, key, events, *, partition=None, timeout=None,\n"
+         "    urgent=False)\n--\n\n"
          "Queue each event of an iterable; return how many were queued.\n\n"
          "`partition` may be a function of the event. Any thread.")},
     {"_after_fork_child", bus_after_fork_child, METH_NOARGS, NULL},

@@ -23,7 +23,9 @@ typedef struct {
     ftb_atomic(ftb_pool_t *) pool; /* NULL until the first post; freed with the bus */
     uint32_t queue_size;
     uint32_t workers_n;
+    uint32_t spin_ns; /* how long an idle worker looks on before it sleeps */
     enum bus_overflow overflow;
+    int orders_by_key; /* an event without a partition is in that of its key */
     int is_forked;    /* the workers stayed in the parent process */
     int logs_errors;  /* emit reports failures instead of raising them */
     PyObject *codec;  /* what decodes the bytes again; set once */
@@ -100,11 +102,18 @@ int ftb_claim_type_ready(PyObject *module);
 
 int subscription_traverse_handlers(struct ftb_bus *core, visitproc visit, void *arg);
 
+/* How an event is to be queued. */
+struct post_options {
+    PyObject *partition; /* borrowed; NULL or None: none */
+    uint64_t timeout_ns; /* FTB_FOREVER for none */
+    int is_urgent;
+};
+
 /* post.c: queue one event. New reference to True (queued) or False (dropped by policy),
- * or NULL. partition may be NULL; timeout_ns is FTB_FOREVER for none. */
+ * or NULL. */
 PyObject *bus_post_event(
-    BusObject *bus, struct ftb_topic *topic, PyObject *event, PyObject *partition,
-    uint64_t timeout_ns);
+    BusObject *bus, struct ftb_topic *topic, PyObject *event,
+    const struct post_options *options);
 PyObject *
 bus_post(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames);
 PyObject *bus_post_many(

@@ -18,6 +18,7 @@ struct post {
     struct ftb_cell *cell;
     struct ftb_item item; /* owns payload until it is queued */
     int has_partition;
+    int is_urgent;
     uint64_t partition_hash;
     uint64_t timeout_ns;
 };
@@ -41,9 +42,12 @@ pool_of(BusObject *bus)
 static enum ftb_result
 try_once(struct post *post)
 {
-    return post->has_partition
-               ? ftb_pool_try_post_strand(post->pool, post->partition_hash, &post->item)
-               : ftb_pool_try_post(post->pool, &post->item);
+    if (post->has_partition) {
+        return ftb_pool_try_post_strand(
+            post->pool, post->partition_hash, &post->item);
+    }
+    return post->is_urgent ? ftb_pool_try_post_urgent(post->pool, &post->item)
+                           : ftb_pool_try_post(post->pool, &post->item);
 }
 
 static PyObject *
@@ -188,21 +192,42 @@ post_run(struct post *post)
     return result;
 }
 
-/* Everything but the payload. 0 or -1. */
+/* What decides where in the queue an event goes. */
 static int
-post_init(
-    struct post *post, BusObject *bus, struct ftb_topic *topic, PyObject *partition,
-    uint64_t timeout_ns)
+post_set_order(struct post *post, PyObject *partition, int is_urgent)
 {
-    *post = (struct post){.bus = bus, .topic = topic, .timeout_ns = timeout_ns};
-    post->item.target = topic;
+    post->is_urgent = is_urgent;
     if (partition != NULL && partition != Py_None) {
         struct ftb_object_key key;
+        if (is_urgent) { /* it would overtake its own partition */
+            ftb_raise(
+                "InvalidOptionError",
+                Py_BuildValue("(sOs)", "urgent", Py_True, "no partition with it"));
+            return -1;
+        }
         if (ftb_object_key_of(partition, &key) < 0) {
             return -1;
         }
         post->has_partition = 1;
         post->partition_hash = key.view.hash;
+    } else if (post->bus->orders_by_key && post->topic != NULL && !is_urgent) {
+        post->has_partition = 1;
+        post->partition_hash = post->topic->entry.key.hash;
+    }
+    return 0;
+}
+
+/* Everything but the payload. 0 or -1. */
+static int
+post_init(
+    struct post *post, BusObject *bus, struct ftb_topic *topic,
+    const struct post_options *options)
+{
+    *post = (struct post){
+        .bus = bus, .topic = topic, .timeout_ns = options->timeout_ns};
+    post->item.target = topic;
+    if (post_set_order(post, options->partition, options->is_urgent) < 0) {
+        return -1;
     }
     struct ftb_thread *thread = bus_thread();
     if (thread == NULL) {
@@ -216,11 +241,11 @@ post_init(
 
 PyObject *
 bus_post_event(
-    BusObject *bus, struct ftb_topic *topic, PyObject *event, PyObject *partition,
-    uint64_t timeout_ns)
+    BusObject *bus, struct ftb_topic *topic, PyObject *event,
+    const struct post_options *options)
 {
     struct post post;
-    if (post_init(&post, bus, topic, partition, timeout_ns) < 0) {
+    if (post_init(&post, bus, topic, options) < 0) {
         return NULL;
     }
     post.item.payload = Py_NewRef(event);
@@ -231,43 +256,54 @@ bus_post_event(
 PyObject *
 bus_submit(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
-    uint64_t timeout_ns;
+    struct post_options options = {NULL, FTB_FOREVER, 0};
     if (nargs != 2) {
         return PyErr_Format(PyExc_TypeError, "_submit() takes a task and a timeout");
     }
-    if (bus_timeout_ns(args[1], &timeout_ns) < 0) {
+    if (bus_timeout_ns(args[1], &options.timeout_ns) < 0) {
         return NULL;
     }
-    return bus_post_event((BusObject *)self, NULL, args[0], NULL, timeout_ns);
+    return bus_post_event((BusObject *)self, NULL, args[0], &options);
 }
 
-static const char *const post_names[] = {"key", "event", "partition", "timeout"};
-static const char *const post_many_names[] = {"key", "events", "partition", "timeout"};
+static const char *const post_names[] = {
+    "key", "event", "partition", "timeout", "urgent"};
+static const char *const post_many_names[] = {
+    "key", "events", "partition", "timeout", "urgent"};
 
-static const struct args_spec bus_post_spec = {"post", post_names, 4, 2, 1};
-static const struct args_spec topic_post_spec = {"post", post_names + 1, 3, 1, 0};
+static const struct args_spec bus_post_spec = {"post", post_names, 5, 2, 1};
+static const struct args_spec topic_post_spec = {"post", post_names + 1, 4, 1, 0};
 static const struct args_spec bus_post_many_spec = {
-    "post_many", post_many_names, 4, 2, 2};
+    "post_many", post_many_names, 5, 2, 2};
 static const struct args_spec topic_post_many_spec = {
-    "post_many", post_many_names + 1, 3, 1, 1};
+    "post_many", post_many_names + 1, 4, 1, 1};
 
-/* arguments: event, partition, timeout; NULL where absent. */
+/* arguments: partition, timeout, urgent; NULL where absent. 0 or -1. */
+static int
+post_options_of(PyObject **arguments, struct post_options *options)
+{
+    options->partition = arguments[0];
+    options->is_urgent = arguments[2] != NULL ? PyObject_IsTrue(arguments[2]) : 0;
+    return options->is_urgent < 0 ? -1
+                                  : bus_timeout_ns(arguments[1], &options->timeout_ns);
+}
+
+/* arguments: event, then as above. */
 static PyObject *
 post_unpacked(BusObject *bus, struct ftb_topic *topic, PyObject **arguments)
 {
-    uint64_t timeout_ns;
-    if (topic == NULL || bus_timeout_ns(arguments[2], &timeout_ns) < 0) {
+    struct post_options options;
+    if (topic == NULL || post_options_of(arguments + 1, &options) < 0) {
         return NULL;
     }
     return bus_post_event(
-        bus, topic, arguments[0] != NULL ? arguments[0] : Py_None, arguments[1],
-        timeout_ns);
+        bus, topic, arguments[0] != NULL ? arguments[0] : Py_None, &options);
 }
 
 PyObject *
 topic_post(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    PyObject *out[3];
+    PyObject *out[4];
     TopicObject *topic = (TopicObject *)self;
     if (args_unpack(&topic_post_spec, args, nargs, kwnames, out) < 0) {
         return NULL;
@@ -278,7 +314,7 @@ topic_post(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kw
 PyObject *
 bus_post(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    PyObject *out[4];
+    PyObject *out[5];
     if (args_unpack(&bus_post_spec, args, nargs, kwnames, out) < 0) {
         return NULL;
     }
@@ -292,18 +328,20 @@ bus_post(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwna
 /* Post what `iterator` yields; a callable partition is asked for each event. */
 static Py_ssize_t
 post_each(
-    BusObject *bus, struct ftb_topic *topic, PyObject *iterator, PyObject *partition,
-    uint64_t timeout_ns)
+    BusObject *bus, struct ftb_topic *topic, PyObject *iterator,
+    const struct post_options *options)
 {
     Py_ssize_t queued_n = 0;
-    PyObject *event;
+    PyObject *event, *partition = options->partition;
+    struct post_options own_options = *options;
     int is_function = partition != NULL && PyCallable_Check(partition);
     while ((event = PyIter_Next(iterator)) != NULL) {
         PyObject *own =
             is_function ? PyObject_CallOneArg(partition, event) : Py_XNewRef(partition);
+        own_options.partition = own;
         PyObject *queued = own == NULL && is_function
                                ? NULL
-                               : bus_post_event(bus, topic, event, own, timeout_ns);
+                               : bus_post_event(bus, topic, event, &own_options);
         Py_XDECREF(own);
         Py_DECREF(event);
         if (queued == NULL) {
@@ -341,15 +379,16 @@ post_chunk(struct post *post, struct ftb_item *items, uint32_t n)
     return queued_n;
 }
 
-/* The fast way without partitions: chunks with one accounting and one wake-up. */
+/* The fast way for events without an order: chunks with one accounting and one wake-up. */
 static Py_ssize_t
 post_chunks(
-    BusObject *bus, struct ftb_topic *topic, PyObject *iterator, uint64_t timeout_ns)
+    BusObject *bus, struct ftb_topic *topic, PyObject *iterator,
+    const struct post_options *options)
 {
     struct post post;
     struct ftb_item items[FTB_BATCH_MAX];
     Py_ssize_t queued_n = 0;
-    if (post_init(&post, bus, topic, NULL, timeout_ns) < 0) {
+    if (post_init(&post, bus, topic, options) < 0) {
         return -1;
     }
     for (;;) {
@@ -371,22 +410,23 @@ post_chunks(
     }
 }
 
-/* arguments: events, partition, timeout. */
+/* arguments: events, then as for post_unpacked. */
 static PyObject *
 post_many_unpacked(BusObject *bus, struct ftb_topic *topic, PyObject **arguments)
 {
-    uint64_t timeout_ns;
-    if (topic == NULL || bus_timeout_ns(arguments[2], &timeout_ns) < 0) {
+    struct post_options options;
+    if (topic == NULL || post_options_of(arguments + 1, &options) < 0) {
         return NULL;
     }
+    int has_order = (options.partition != NULL && options.partition != Py_None)
+                    || options.is_urgent || bus->orders_by_key;
     PyObject *iterator = PyObject_GetIter(arguments[0]);
     if (iterator == NULL) {
         return NULL;
     }
     Py_ssize_t queued_n =
-        arguments[1] != NULL && arguments[1] != Py_None
-            ? post_each(bus, topic, iterator, arguments[1], timeout_ns)
-            : post_chunks(bus, topic, iterator, timeout_ns);
+        has_order ? post_each(bus, topic, iterator, &options)
+                  : post_chunks(bus, topic, iterator, &options);
     Py_DECREF(iterator);
     return queued_n < 0 ? NULL : PyLong_FromSsize_t(queued_n);
 }
@@ -395,7 +435,7 @@ PyObject *
 topic_post_many(
     PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    PyObject *out[3];
+    PyObject *out[4];
     TopicObject *topic = (TopicObject *)self;
     if (args_unpack(&topic_post_many_spec, args, nargs, kwnames, out) < 0) {
         return NULL;
@@ -407,7 +447,7 @@ PyObject *
 bus_post_many(
     PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    PyObject *out[4];
+    PyObject *out[5];
     if (args_unpack(&bus_post_many_spec, args, nargs, kwnames, out) < 0) {
         return NULL;
     }

@@ -78,12 +78,14 @@ static PyMethodDef topic_methods[] = {
          "Stops at the first event whose handlers raise. Any thread.")},
     {"post", (PyCFunction)(void (*)(void))topic_post, METH_FASTCALL | METH_KEYWORDS,
      PyDoc_STR(
-         "post($self, event=None, *, partition=None, timeout=None)\n--\n\n"
+         "post($self, event=None, *, partition=None, timeout=None,\n"
+         "    urgent=False)\n--\n\n"
          "Queue the event for the workers; see EventBus.post.")},
     {"post_many", (PyCFunction)(void (*)(void))topic_post_many,
      METH_FASTCALL | METH_KEYWORDS,
      PyDoc_STR(
-         "post_many($self, events, *, partition=None, timeout=None)\n--\n\n"
+         "post_many($self, events, *, partition=None, timeout=None,\n"
+         "    urgent=False)\n--\n\n"
          "Queue each event of an iterable; see EventBus.post_many.")},
     {NULL, NULL, 0, NULL},
 };

@@ -219,7 +219,7 @@ bus_start_pool(PyObject *self, PyObject *unused)
         .workers_n = bus->workers_n,
         .queue_size = bus->queue_size,
         .strands_n = STRANDS_N,
-        .spin_ns = 3000,
+        .spin_ns = bus->spin_ns,
     };
     ftb_pool_t *pool = ftb_pool_new(&options);
     if (pool == NULL) {
