@@ -53,6 +53,9 @@ class EventBus(_core.Bus):
         "balanced" (3 us) or "cpu" (not at all). An idle bus uses no CPU in any case.
     order: "key" makes the key an event's partition if post names none: events of one
         key run one at a time, in the order in which they were posted.
+    numa: on a machine with several memory nodes, "auto" keeps workers that are near
+        each other on cores that share a cache, and lets them take work from near ones
+        first; "pin" binds each worker to one core on any machine; "off" does neither.
     codec: how events become bytes for handlers registered with encoded=True: its name
         ("json", "pickle", "raw", or one that was registered) or a Codec.
     on_error: called as on_error(exception, key, handler) for what handlers of posted
@@ -70,6 +73,7 @@ class EventBus(_core.Bus):
         "_codec",
         "_handles",
         "_lock",
+        "_numa",
         "_on_error",
         "_overflow",
         "_queue_size",
@@ -87,6 +91,7 @@ class EventBus(_core.Bus):
         errors: Literal["raise", "log"] = "raise",
         latency: Latency = "balanced",
         order: Literal["key"] | None = None,
+        numa: Literal["auto", "off", "pin"] = "auto",
         codec: str | codecs.Codec = "json",
         on_error: ErrorHook | None = None,
         name: str = "ftbus",
@@ -102,6 +107,8 @@ class EventBus(_core.Bus):
             raise InvalidOptionError("errors", errors, "'raise' or 'log'")
         if latency not in _SPIN_NS:
             raise InvalidOptionError("latency", latency, f"one of {(*_SPIN_NS,)}")
+        if numa not in ("auto", "off", "pin"):
+            raise InvalidOptionError("numa", numa, "'auto', 'off' or 'pin'")
         if order is not None and order != "key":
             raise InvalidOptionError("order", order, "None or 'key'")
         if on_error is not None and not callable(on_error):
@@ -117,6 +124,7 @@ class EventBus(_core.Bus):
         self._on_error = on_error
         self._queue_size = queue_size
         self._overflow = overflow
+        self._numa = numa
         self._lock = threading.RLock()  # a finalizer may post while it is held
         self._threads: list[threading.Thread] = []
         self._handles: dict[int, Topic] | None = None

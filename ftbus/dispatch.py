@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ftbus import _core, buffers
+from ftbus import _core, buffers, topology
 from ftbus.errors import (
     BusClosedError,
     EventDroppedError,
@@ -50,12 +50,20 @@ def start_workers(bus: EventBus) -> None:
     """
     gate = threading.Event()
     threads: list[threading.Thread] = []
+    cores = topology.read_cores() if bus._numa != "off" else []
+    places = topology.place_workers(bus._workers, bus._numa, cores)
+    groups = (places.cache_of, places.node_of) if places else (None, None)
 
     def run(index: int) -> None:
         gate.wait()
-        if threads:  # else the bus could not start
-            # An empty context: what the first poster has set is not the workers'.
-            contextvars.Context().run(bus._work, index)
+        if not threads:  # the bus could not start
+            return
+        if places is not None:
+            with suppress(OSError):  # a processor that has just gone
+                os.sched_setaffinity(0, places.cpus[index])
+        # An empty context: what the first poster has set is not the workers'.
+        touches = places is not None and places.touches
+        contextvars.Context().run(bus._work, index, touches)
 
     try:
         for index in range(bus._workers):
@@ -66,7 +74,7 @@ def start_workers(bus: EventBus) -> None:
         if bus._threads:  # a finalizer that ran in between has posted
             threads = []
         else:
-            bus._start_pool()
+            bus._start_pool(*groups)
             bus._threads = threads
     except BaseException:
         threads = []

@@ -1,4 +1,4 @@
-"""What decides which queued event is next: urgency, order by key, and how workers wait."""
+"""Which queued event is next: urgency, order by key, and how workers wait."""
 
 import threading
 from collections.abc import Iterator

@@ -8,10 +8,26 @@ options_are_valid(const struct ftb_pool_options *options)
            && options->strands_n >= 1 && options->strands_n <= FTB_POOL_MAX_STRANDS;
 }
 
+/* The workers that share what worker ix has, an ascending array says of each. */
+static struct ftb_range
+range_of(const uint32_t *group_of, uint32_t workers_n, uint32_t ix)
+{
+    struct ftb_range range = {0, workers_n};
+    if (group_of != NULL) {
+        while (group_of[range.begin] != group_of[ix]) {
+            range.begin++;
+        }
+        while (group_of[range.end - 1] != group_of[ix]) {
+            range.end--;
+        }
+    }
+    return range;
+}
+
 /* Fill the rings, parkers and strands. Returns FTB_NOMEM with whatever was made, which
  * ftb_pool_free can take. */
 static enum ftb_result
-pool_fill(ftb_pool_t *pool)
+pool_fill(ftb_pool_t *pool, const struct ftb_pool_options *options)
 {
     /* Together as many cells as argument 3 in ftb_pool_internal.h asks for. */
     uint64_t cells_n = (uint64_t)pool->queue_size + pool->strands_n;
@@ -29,6 +45,9 @@ pool_fill(ftb_pool_t *pool)
     }
     for (uint32_t i = 0; i < pool->workers_n; i++) {
         pool->workers[i].batch_n = 1;
+        pool->workers[i].near[0] = range_of(options->cache_of, pool->workers_n, i);
+        pool->workers[i].near[1] = range_of(options->node_of, pool->workers_n, i);
+        pool->workers[i].near[2] = range_of(NULL, pool->workers_n, i);
         ftb_parker_init(&pool->workers[i].parker);
     }
     for (uint32_t i = 0; i < pool->workers_n; i++) {
@@ -58,7 +77,7 @@ ftb_pool_new(const struct ftb_pool_options *options)
     ftb_idle_init(&pool->idle, pool->workers_n);
     ftb_waitset_init(&pool->space);
     ftb_waitset_init(&pool->drained);
-    if (pool_fill(pool) != FTB_OK) {
+    if (pool_fill(pool, options) != FTB_OK) {
         ftb_pool_free(pool);
         return NULL;
     }
@@ -87,6 +106,16 @@ ftb_pool_free(ftb_pool_t *pool)
     ftb_free(pool->workers);
     ftb_free(pool->strands);
     ftb_free(pool);
+}
+
+void
+ftb_pool_touch(ftb_pool_t *pool, uint32_t worker_ix)
+{
+    struct ftb_ring *ring = &pool->workers[worker_ix].ring;
+    for (uint64_t i = 0; i <= ring->mask; i += 4096 / sizeof ring->cells[0]) {
+        /* A page is placed by its first write. relaxed: adding 0 tells nobody anything */
+        ftb_add_relaxed(&ring->cells[i].turn, 0);
+    }
 }
 
 void

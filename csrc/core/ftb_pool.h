@@ -46,6 +46,11 @@ struct ftb_pool_options {
     uint32_t strands_n; /* 1 .. FTB_POOL_MAX_STRANDS; partitions that fall on one strand
                           * wait for each other */
     uint32_t spin_ns;   /* how long a wait looks on before it sleeps; 0 = not at all */
+    /* For each worker, which it shares a cache and a memory node with; in ascending order,
+     * and those of one cache of one node. NULL: all share both. Read by ftb_pool_new only.
+     */
+    const uint32_t *cache_of;
+    const uint32_t *node_of;
 };
 
 /* What a worker runs in one go. */
@@ -90,6 +95,10 @@ FTB_MUST_USE ftb_pool_t *ftb_pool_new(const struct ftb_pool_options *options);
 /* Free the pool; NULL is allowed. No thread may be inside. Items still queued are
  * forgotten: evict them first. */
 void ftb_pool_free(ftb_pool_t *pool);
+
+/* Put the worker's ring into memory near its thread, which is to call this before it takes
+ * anything. Any thread may use the ring meanwhile. */
+void ftb_pool_touch(ftb_pool_t *pool, uint32_t worker_ix);
 
 /* Queue one event. Returns FTB_OK; or FTB_FULL or FTB_CLOSED, with nothing consumed. */
 FTB_MUST_USE enum ftb_result

@@ -41,8 +41,16 @@
 #define FTB_WORD_UNFINISHED_ONE (UINT64_C(1) << 32)
 #define FTB_WORD_CLOSED (UINT64_C(1) << 63)
 
+/* Workers begin .. end - 1. */
+struct ftb_range {
+    uint32_t begin, end;
+};
+
 struct ftb_pool_worker {
     struct ftb_ring ring;
+    /* Written once, by ftb_pool_new: the workers of its cache, of its node, and all; it
+     * steals from near ones first. */
+    struct ftb_range near[3];
     struct ftb_fan fan; /* the event that it shares out */
     /* Its state is written by wakers and by the worker. */
     FTB_ALIGNED struct ftb_parker parker;

@@ -71,19 +71,32 @@ urgent_take(ftb_pool_t *pool, uint32_t n, struct ftb_batch *batch)
     return batch->n;
 }
 
-/* Take up to n events from any ring, looking first at `first`. Returns how many, and from
+/* Take up to n events from any ring, looking first at `first`, then at those near it.
+ * Returns how many, and from
  * which ring in *from_ix. */
 static uint32_t
 rings_take(
     ftb_pool_t *pool, uint32_t first, uint32_t n, struct ftb_batch *batch,
     uint32_t *from_ix)
 {
-    for (uint32_t i = 0, ix = first; i < pool->workers_n; i++) {
-        if (ring_take(pool, ix, n, batch) > 0) {
-            *from_ix = ix;
-            return batch->n;
+    const struct ftb_range *near = pool->workers[first].near;
+    struct ftb_range seen = {first, first};
+    for (int level = 0; level < 3; level++) {
+        /* From `first` on, around the range, without what was seen at a nearer level. */
+        struct ftb_range range = near[level];
+        uint32_t left_n = (range.end - range.begin) - (seen.end - seen.begin);
+        for (uint32_t ix = first; left_n > 0;
+             ix = ix + 1 < range.end ? ix + 1 : range.begin) {
+            if (ix >= seen.begin && ix < seen.end) {
+                continue;
+            }
+            if (ring_take(pool, ix, n, batch) > 0) {
+                *from_ix = ix;
+                return batch->n;
+            }
+            left_n--;
         }
-        ix = ix + 1 < pool->workers_n ? ix + 1 : 0;
+        seen = range;
     }
     batch->n = 0;
     batch->strand = NULL;

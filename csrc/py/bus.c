@@ -418,13 +418,13 @@ static PyMethodDef bus_methods[] = {
     {"_pool_stats", bus_pool_stats, METH_NOARGS, NULL},
     {"_resolve", FASTCALL(bus_resolve), METH_FASTCALL, NULL},
     {"_run_task", bus_run_task_here, METH_O, NULL},
-    {"_start_pool", bus_start_pool, METH_NOARGS, NULL},
+    {"_start_pool", bus_start_pool, METH_VARARGS, NULL},
     {"_stop_pool", bus_stop_pool, METH_NOARGS, NULL},
     {"_submit", FASTCALL(bus_submit), METH_FASTCALL, NULL},
     {"_subscribe", bus_subscribe, METH_VARARGS, NULL},
     {"_topics", bus_topics, METH_NOARGS, NULL},
     {"_unstarted", bus_unstarted_here, METH_NOARGS, NULL},
-    {"_work", bus_work, METH_O, NULL},
+    {"_work", bus_work, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

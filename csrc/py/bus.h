@@ -26,10 +26,10 @@ typedef struct {
     uint32_t spin_ns; /* how long an idle worker looks on before it sleeps */
     enum bus_overflow overflow;
     int orders_by_key; /* an event without a partition is in that of its key */
-    int is_forked;    /* the workers stayed in the parent process */
-    int logs_errors;  /* emit reports failures instead of raising them */
-    PyObject *codec;  /* what decodes the bytes again; set once */
-    PyObject *encode; /* event -> bytes-like; set once */
+    int is_forked;     /* the workers stayed in the parent process */
+    int logs_errors;   /* emit reports failures instead of raising them */
+    PyObject *codec;   /* what decodes the bytes again; set once */
+    PyObject *encode;  /* event -> bytes-like; set once */
     PyObject *weakrefs;
 } BusObject;
 
@@ -125,8 +125,8 @@ PyObject *topic_post_many(
 PyObject *bus_submit(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 
 /* worker.c: the loop of one worker thread, waiting, stopping. */
-PyObject *bus_start_pool(PyObject *self, PyObject *unused);
-PyObject *bus_work(PyObject *self, PyObject *index);
+PyObject *bus_start_pool(PyObject *self, PyObject *args);
+PyObject *bus_work(PyObject *self, PyObject *args);
 PyObject *bus_drain(PyObject *self, PyObject *timeout);
 PyObject *bus_close_pool(PyObject *self, PyObject *unused);
 PyObject *bus_stop_pool(PyObject *self, PyObject *unused);

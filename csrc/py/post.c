@@ -43,8 +43,7 @@ static enum ftb_result
 try_once(struct post *post)
 {
     if (post->has_partition) {
-        return ftb_pool_try_post_strand(
-            post->pool, post->partition_hash, &post->item);
+        return ftb_pool_try_post_strand(post->pool, post->partition_hash, &post->item);
     }
     return post->is_urgent ? ftb_pool_try_post_urgent(post->pool, &post->item)
                            : ftb_pool_try_post(post->pool, &post->item);
@@ -223,8 +222,8 @@ post_init(
     struct post *post, BusObject *bus, struct ftb_topic *topic,
     const struct post_options *options)
 {
-    *post = (struct post){
-        .bus = bus, .topic = topic, .timeout_ns = options->timeout_ns};
+    *post =
+        (struct post){.bus = bus, .topic = topic, .timeout_ns = options->timeout_ns};
     post->item.target = topic;
     if (post_set_order(post, options->partition, options->is_urgent) < 0) {
         return -1;
@@ -424,9 +423,8 @@ post_many_unpacked(BusObject *bus, struct ftb_topic *topic, PyObject **arguments
     if (iterator == NULL) {
         return NULL;
     }
-    Py_ssize_t queued_n =
-        has_order ? post_each(bus, topic, iterator, &options)
-                  : post_chunks(bus, topic, iterator, &options);
+    Py_ssize_t queued_n = has_order ? post_each(bus, topic, iterator, &options)
+                                    : post_chunks(bus, topic, iterator, &options);
     Py_DECREF(iterator);
     return queued_n < 0 ? NULL : PyLong_FromSsize_t(queued_n);
 }

@@ -207,11 +207,22 @@ bus_help(BusObject *bus)
     return ran;
 }
 
+/* _start_pool(cache_of, node_of): bytes of one uint32_t per worker, or None for both. */
 PyObject *
-bus_start_pool(PyObject *self, PyObject *unused)
+bus_start_pool(PyObject *self, PyObject *args)
 {
-    (void)unused;
     BusObject *bus = (BusObject *)self;
+    const char *cache_of, *node_of;
+    Py_ssize_t cache_bytes, node_bytes;
+    if (!PyArg_ParseTuple(
+            args, "z#z#:_start_pool", &cache_of, &cache_bytes, &node_of, &node_bytes)) {
+        return NULL;
+    }
+    Py_ssize_t wanted_bytes = (Py_ssize_t)(bus->workers_n * sizeof(uint32_t));
+    if ((cache_of != NULL && cache_bytes != wanted_bytes)
+        || (node_of != NULL && node_bytes != wanted_bytes)) {
+        return PyErr_Format(PyExc_ValueError, "_start_pool() takes one per worker");
+    }
     if (ftb_load_acquire(&bus->pool) != NULL) {
         Py_RETURN_NONE; /* a finalizer that ran in between has posted */
     }
@@ -220,6 +231,8 @@ bus_start_pool(PyObject *self, PyObject *unused)
         .queue_size = bus->queue_size,
         .strands_n = STRANDS_N,
         .spin_ns = bus->spin_ns,
+        .cache_of = (const uint32_t *)(const void *)cache_of,
+        .node_of = (const uint32_t *)(const void *)node_of,
     };
     ftb_pool_t *pool = ftb_pool_new(&options);
     if (pool == NULL) {
@@ -229,28 +242,35 @@ bus_start_pool(PyObject *self, PyObject *unused)
     Py_RETURN_NONE;
 }
 
+/* _work(index, touches): the loop of one worker. */
 PyObject *
-bus_work(PyObject *self, PyObject *index)
+bus_work(PyObject *self, PyObject *args)
 {
     BusObject *bus = (BusObject *)self;
     ftb_pool_t *pool = ftb_load_acquire(&bus->pool);
-    unsigned long worker_ix = PyLong_AsUnsignedLong(index);
-    if (PyErr_Occurred() || pool == NULL || worker_ix >= bus->workers_n) {
-        return PyErr_Occurred() ? NULL
-                                : PyErr_Format(PyExc_ValueError, "no worker %R", index);
+    unsigned int worker_ix;
+    int touches;
+    if (!PyArg_ParseTuple(args, "Ip:_work", &worker_ix, &touches)) {
+        return NULL;
+    }
+    if (pool == NULL || worker_ix >= bus->workers_n) {
+        return PyErr_Format(PyExc_ValueError, "no worker %u", worker_ix);
+    }
+    if (touches) {
+        ftb_pool_touch(pool, worker_ix);
     }
     struct ftb_batch batch;
     enum ftb_result result = FTB_OK;
     while (result != FTB_CLOSED) {
-        while (ftb_pool_take(pool, (uint32_t)worker_ix, &batch) > 0) {
-            run_batch(bus, (uint32_t)worker_ix, &batch);
-            ftb_pool_finish(pool, (uint32_t)worker_ix, &batch);
+        while (ftb_pool_take(pool, worker_ix, &batch) > 0) {
+            run_batch(bus, worker_ix, &batch);
+            ftb_pool_finish(pool, worker_ix, &batch);
             /* A point where the collector may stop this thread: handlers written in C
              * reach none of their own. */
             Py_BEGIN_ALLOW_THREADS Py_END_ALLOW_THREADS
         }
         Py_BEGIN_ALLOW_THREADS result =
-            ftb_pool_wait_work(pool, (uint32_t)worker_ix, FTB_FOREVER);
+            ftb_pool_wait_work(pool, worker_ix, FTB_FOREVER);
         Py_END_ALLOW_THREADS
     }
     Py_RETURN_NONE;

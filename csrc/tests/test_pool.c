@@ -2,16 +2,19 @@
  * test_pool_close.c has the waits and the end, test_pool_stress.c the crowds. */
 #include "check.h"
 
+#include <string.h>
+
+#include "ftb_pool_internal.h"
 #include "pool.h"
 
 static void
 test_options_are_checked(void)
 {
-    const struct ftb_pool_options good = {1, 1, 1, 0};
+    const struct ftb_pool_options good = {1, 1, 1, 0, NULL, NULL};
     const struct ftb_pool_options bad[] = {
-        {0, 1, 1, 0}, {FTB_POOL_MAX_WORKERS + 1, 1, 1, 0},
-        {1, 0, 1, 0}, {1, FTB_POOL_MAX_QUEUE + 1, 1, 0},
-        {1, 1, 0, 0}, {1, 1, FTB_POOL_MAX_STRANDS + 1, 0},
+        {0, 1, 1, 0, NULL, NULL}, {FTB_POOL_MAX_WORKERS + 1, 1, 1, 0, NULL, NULL},
+        {1, 0, 1, 0, NULL, NULL}, {1, FTB_POOL_MAX_QUEUE + 1, 1, 0, NULL, NULL},
+        {1, 1, 0, 0, NULL, NULL}, {1, 1, FTB_POOL_MAX_STRANDS + 1, 0, NULL, NULL},
     };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         CHECK(ftb_pool_new(&bad[i]) == NULL);
@@ -25,7 +28,7 @@ test_options_are_checked(void)
 static void
 test_new_survives_every_failed_allocation(void)
 {
-    const struct ftb_pool_options options = {3, 100, 16, 0};
+    const struct ftb_pool_options options = {3, 100, 16, 0, NULL, NULL};
     ftb_pool_t *pool = NULL;
     long count = 0;
     while (pool == NULL) {
@@ -321,6 +324,45 @@ test_a_handler_helps_and_nests(void)
     ftb_pool_free(pool);
 }
 
+/* Workers 0, 1 | 2, 3 share caches, 0 to 3 a node, and 4, 5 are on another. */
+static void
+test_near_workers_are_stolen_from_first(void)
+{
+    static const uint32_t cache_of[] = {0, 0, 1, 1, 5, 5};
+    static const uint32_t node_of[] = {0, 0, 0, 0, 3, 3};
+    /* From each worker's own ring: the order in which it looks at all. */
+    static const uint32_t orders[6][6] = {
+        {0, 1, 2, 3, 4, 5}, {1, 0, 2, 3, 4, 5}, {2, 3, 0, 1, 4, 5},
+        {3, 2, 0, 1, 4, 5}, {4, 5, 0, 1, 2, 3}, {5, 4, 0, 1, 2, 3},
+    };
+    struct ftb_pool_options options = {
+        .workers_n = 6,
+        .queue_size = 64,
+        .strands_n = 1,
+        .cache_of = cache_of,
+        .node_of = node_of,
+    };
+    for (uint32_t worker = 0; worker < 6; worker++) {
+        ftb_pool_t *pool = ftb_pool_new(&options);
+        struct ftb_batch batch;
+        uint32_t ring_of[64];
+        CHECK(pool != NULL);
+        ftb_pool_touch(pool, worker);
+        /* An idle worker's ring is chosen: one event in each. */
+        for (uint32_t ix = 0; ix < 6; ix++) {
+            ftb_idle_set(&pool->idle, ix);
+            CHECK(post(pool, ix) == FTB_OK);
+        }
+        for (uint32_t n = 0; n < 6; n++) {
+            CHECK(ftb_pool_take(pool, worker, &batch) == 1);
+            ring_of[n] = (uint32_t)number_of(&batch.items[0]);
+            ftb_pool_finish(pool, worker, &batch);
+        }
+        CHECK(memcmp(ring_of, orders[worker], sizeof orders[worker]) == 0);
+        ftb_pool_free(pool);
+    }
+}
+
 int
 main(void)
 {
@@ -338,5 +380,6 @@ main(void)
     RUN(test_post_strand_without_memory_changes_nothing);
     RUN(test_evict_takes_the_oldest);
     RUN(test_a_handler_helps_and_nests);
+    RUN(test_near_workers_are_stolen_from_first);
     return 0;
 }

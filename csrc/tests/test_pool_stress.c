@@ -321,7 +321,8 @@ static void
 single_run(uint32_t workers_n, uint32_t spin_ns, long rounds_n)
 {
     set_watchdog(100);
-    struct ftb_pool_options options = {workers_n, 8, 4, spin_ns};
+    struct ftb_pool_options options = {
+        .workers_n = workers_n, .queue_size = 8, .strands_n = 4, .spin_ns = spin_ns};
     struct single single = {
         .pool = ftb_pool_new(&options),
         .rounds_n = rounds_n,
@@ -397,7 +398,12 @@ test_every_worker_is_woken_for_its_share(void)
 {
     for (int with_partitions = 0; with_partitions < 2; with_partitions++) {
         set_watchdog(100);
-        struct ftb_pool_options options = {4, 64, 1024, with_partitions ? 2000 : 0};
+        struct ftb_pool_options options = {
+            .workers_n = 4,
+            .queue_size = 64,
+            .strands_n = 1024,
+            .spin_ns = with_partitions ? 2000 : 0,
+        };
         struct gathering gathering = {
             .pool = ftb_pool_new(&options),
             .workers_n = 4,
