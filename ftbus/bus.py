@@ -326,10 +326,11 @@ class EventBus(_core.Bus):
     def _start(self) -> None:
         """Start the workers, once; the core calls this on the first post."""
         with self._lock:
+            if self._threads:
+                return  # another thread was first, perhaps long ago
             if self._closing:
                 raise BusClosedError(self, "post")
-            if not self._threads:
-                dispatch.start_workers(self)
+            dispatch.start_workers(self)
 
     def _report_failure(
         self, error: BaseException, key: object, handler: object

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from dispatching import WAIT, check_conservation
 
-from ftbus import EventBus
+from ftbus import BusClosedError, EventBus
 from ftbus.testing import run_threads
 
 
@@ -190,3 +190,14 @@ def test_post_can_be_tried_again_when_no_thread_could_be_started(
         assert bus.drain(WAIT)
         assert seen == [2]
         assert len(bus._threads) == 2
+
+
+def test_post_on_a_bus_that_was_closed_before_its_first_is_counted() -> None:
+    bus = EventBus()
+    bus.on("key", lambda event: None)
+    bus.close()
+    for _ in range(3):
+        with pytest.raises(BusClosedError):
+            bus.post("key")
+    stats = bus.stats()
+    assert (stats.posted, stats.rejected, stats.pending) == (3, 3, 0)

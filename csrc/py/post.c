@@ -245,6 +245,10 @@ bus_post_event(
 {
     struct post post;
     if (post_init(&post, bus, topic, options) < 0) {
+        if (post.cell != NULL) { /* closed, or without memory for the workers */
+            ftb_count_local(&post.cell->posted, 1);
+            rejected(&post);
+        }
         return NULL;
     }
     post.item.payload = Py_NewRef(event);

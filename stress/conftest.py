@@ -1,0 +1,1 @@
+"""Nothing of its own: what holds for the tests holds here, see ../conftest.py."""
