@@ -45,6 +45,7 @@ class Build(build_ext):
                 raise
             self.warn(f"ftbus.cabi is left out: {error}")
             self.extensions.remove(cabi)
+            Path(self.get_ext_fullpath(cabi.name)).unlink(missing_ok=True)  # an old one
         cabi.sources = [str(source)]
         super().run()
         for header, copy in self.header_copies().items():

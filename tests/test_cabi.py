@@ -179,17 +179,23 @@ class TestBuild:
             "command = given['cmdclass']['build_ext'](\n"
             "    setuptools.Distribution({'ext_modules': given['ext_modules']}))\n"
             f"command.build_lib = command.build_temp = {str(tmp_path)!r}\n"
-            "command.extensions = given['ext_modules']\n"
+            "command.ensure_finalized()\n"
+            "from pathlib import Path\n"
+            "old = Path(command.get_ext_fullpath('ftbus._cabi'))\n"
+            "old.parent.mkdir(parents=True, exist_ok=True)\n"
+            "old.touch()\n"
             "command.run()\n"
+            "print(old.exists())\n"
         )
         done = python(program, FTBUS_WERROR="0")
-        assert done.stdout == "ftbus._core\n"
+        assert done.stdout == "ftbus._core\nFalse\n", done.stderr
         assert "ftbus.cabi is left out" in done.stderr
         copies = sorted(path.name for path in tmp_path.rglob("*.h"))
         assert copies == ["ftb_arena.h", "ftb_arena_api.h", "ftb_arena_import.h"]
+
         strict = python(program, FTBUS_WERROR="1")
         assert strict.returncode != 0
-        assert "cffi" in strict.stderr
+        assert "ModuleNotFoundError: import of cffi halted" in strict.stderr
 
     def test_the_extra_and_the_group_agree(self) -> None:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -7,6 +7,9 @@ import gc
 import os
 import random
 import re
+import shutil
+import subprocess
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -290,3 +293,36 @@ def test_a_fork_child_has_handles(python: Any) -> None:
         "ignore::DeprecationWarning",
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
+
+
+@pytest.mark.parametrize(
+    ("compiler", "standard"), [("gcc", "c11"), ("gcc", "c17"), ("g++", "c++17")]
+)
+def test_headers_compile_strictly(tmp_path: Path, compiler: str, standard: str) -> None:
+    if shutil.which(compiler) is None:
+        pytest.skip(f"there is no {compiler}")
+    language = "c++" if compiler == "g++" else "c"
+    source = tmp_path / "source"
+    source.write_text(
+        '#include "ftb_arena_import.h"\n'
+        "FTB_ARENA_API_DEFINE;\n"
+        "ftb_block_t *probe(struct ftb_arena_stats *stats);\n"
+        "ftb_block_t *probe(struct ftb_arena_stats *stats)\n"
+        "{\n"
+        "    if (ftb_arena_api_import() < 0) { return NULL; }\n"
+        "    ftb_arena_stats(ftb_arena_api->default_arena, stats);\n"
+        "    return ftb_block_new(ftb_arena_api->default_arena, 10);\n"
+        "}\n"
+    )
+    done = subprocess.run(
+        [
+            *(compiler, f"-std={standard}", "-x", language, "-fsyntax-only"),
+            *("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror"),
+            *("-I", ftbus.get_include(), "-isystem", sysconfig.get_path("include")),
+            str(source),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
