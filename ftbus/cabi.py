@@ -23,13 +23,12 @@ without cffi has the same interface: see ``ftbus.get_include()``.
 
 from __future__ import annotations
 
-import os
 import sys
 import sysconfig
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftbus import _core
 from ftbus.buffers import (
     arena_address,
     arena_api,
@@ -49,21 +48,7 @@ def _would_turn_the_gil_on() -> bool:
     is_free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
     if sys.version_info >= (3, 14) or not is_free_threaded or sys._is_gil_enabled():
         return False
-    return not _is_kept_off()
-
-
-def _is_kept_off() -> bool:
-    """Return whether the process was started with PYTHON_GIL=0 or -X gil=0."""
-    option = sys._xoptions.get("gil")
-    if option is not None:
-        return bool(option == "0")
-    if sys.flags.ignore_environment:
-        return False
-    try:  # os.environ may have been changed since
-        started_with = Path("/proc/self/environ").read_bytes().split(b"\0")
-    except OSError:
-        return os.environ.get("PYTHON_GIL") == "0"
-    return b"PYTHON_GIL=0" in started_with
+    return not _core.gil_is_kept_off()
 
 
 if _would_turn_the_gil_on():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING, Any, Self
+from operator import index
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -153,10 +154,10 @@ class ArenaLimitError(FtbusError, MemoryError):
 class HandleError(FtbusError, BufferError):
     """An integer that is not a handle, or no longer, was to become a Buffer."""
 
-    def __init__(self, handle: int, reason: str) -> None:
+    def __init__(self, handle: SupportsIndex, reason: str) -> None:
         self.handle = handle
         self.reason = reason
-        super().__init__(f"handle {handle:#x} cannot be taken: {reason}")
+        super().__init__(f"handle {index(handle):#x} cannot be taken: {reason}")
 
 
 class CodecError(FtbusError, ValueError):

@@ -108,7 +108,11 @@ def test_an_index_object_is_a_handle(pool: BufferPool) -> None:
         def __index__(self) -> int:
             return self.value
 
-    assert buffer_from_handle(Number(handle_of(pool.from_bytes(b"x")))) == b"x"
+    handle = Number(handle_of(pool.from_bytes(b"x")))
+    assert buffer_from_handle(handle) == b"x"
+    with pytest.raises(HandleError, match="taken before") as caught:
+        buffer_from_handle(handle)
+    assert caught.value.handle is handle
 
 
 def test_the_pool_is_checked_and_the_handle_survives(pool: BufferPool) -> None:

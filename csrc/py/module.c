@@ -5,6 +5,7 @@
 #include "bus.h"
 #include "emit.h"
 #include "errors.h"
+#include "gil.h"
 #include "key.h"
 #include "striped_map.h"
 
@@ -36,6 +37,8 @@ static PyMethodDef module_methods[] = {
     {"after_fork_child", after_fork_child, METH_NOARGS,
      PyDoc_STR(
          "Make the core usable in a fork's child, where other threads are gone.")},
+    {"gil_is_kept_off", ftb_gil_is_kept_off, METH_NOARGS,
+     PyDoc_STR("Whether a 3.13t was started with PYTHON_GIL=0 or -X gil=0.")},
     {"live_handlers", ftb_live_handlers, METH_NOARGS,
      PyDoc_STR(
          "How many handlers exist, on all buses; the cancelled ones that an emit\n"
