@@ -1,4 +1,4 @@
-"""What holds for tests and stress alike: no GIL, no leaks, every bus closed, one seed."""
+"""What holds for tests and stress: no GIL, no leaks, every bus closed, one seed."""
 
 import contextlib
 import os
