@@ -12,6 +12,7 @@ ONCE: Final[int]
 WEAK: Final[int]
 ENCODED: Final[int]
 DEPTH_MAX: Final[int]
+GROWTHS_MAX: Final[int]
 
 def after_fork_child() -> None: ...
 def gil_is_kept_off() -> bool: ...
@@ -102,7 +103,6 @@ class Bus:
     def _configure(
         self,
         codec: Codec,
-        encode: Callable[[Any], Any],
         logs_errors: bool,
         overflow: int,
         queue_size: int,

@@ -117,7 +117,6 @@ class EventBus(_core.Bus):
             raise InvalidOptionError("name", name, "a str")
         try:
             self._codec = codecs.get(codec)
-            encode = codecs.encoder(self._codec)
         except TypeError as error:
             raise InvalidOptionError("codec", codec, "a name or a Codec") from error
         self.name = name
@@ -133,7 +132,6 @@ class EventBus(_core.Bus):
         self._baseline: stats.BusStats | None = None
         self._configure(
             self._codec,
-            encode,
             errors == "log",
             _OVERFLOWS.index(overflow),
             queue_size,

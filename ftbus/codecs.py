@@ -16,12 +16,12 @@ import importlib
 import json
 import pickle
 from collections.abc import Buffer as BytesLike
-from collections.abc import Callable
 from importlib.util import find_spec
 from threading import Lock
 from typing import Any, Protocol, runtime_checkable
 
-from ftbus._core import Buffer, default_pool
+from ftbus import _core
+from ftbus._core import Buffer
 from ftbus.errors import CodecError, UnknownCodecError
 from ftbus.layouts import StructCodec
 
@@ -33,7 +33,6 @@ __all__ = [
     "PickleCodec",
     "RawCodec",
     "StructCodec",
-    "encoder",
     "get",
     "names",
     "register",
@@ -80,70 +79,8 @@ class InPlaceCodec(Codec, Protocol):
         """
 
 
-GROWTHS_MAX = 8
+GROWTHS_MAX = _core.GROWTHS_MAX
 """How often in a row encode_into may ask for more room for one event."""
-
-_ROOM_MIN = 64
-
-
-class _InPlaceEncoder:
-    """Encode events by a codec's encode_into.
-
-    The room offered first follows what recent events took, so that events of about one
-    size need one call each. Threads may lose each other's notes of it, which costs a
-    second call at most.
-    """
-
-    __slots__ = ("_codec", "_room")
-
-    def __init__(self, codec: InPlaceCodec) -> None:
-        self._codec = codec
-        self._room = _ROOM_MIN
-
-    def __call__(self, event: Any, /) -> Buffer:
-        """Return a frozen Buffer with the event's bytes."""
-        room = self._room
-        for _ in range(GROWTHS_MAX + 1):
-            buffer = default_pool.allocate(room)
-            size = self._codec.encode_into(event, buffer)
-            if type(size) is not int or size < 0:
-                reason = f"encode_into() returned {size!r}, not a number of bytes"
-                raise CodecError(self._codec, event, reason)
-            if size <= room:
-                self._note(size)
-                return self._freeze(buffer, event, size)
-            buffer.release()
-            room = max(size, 2 * room)
-        reason = f"encode_into() asked for more room {GROWTHS_MAX + 1} times in a row"
-        raise CodecError(self._codec, event, f"{reason}, at last for {size} bytes")
-
-    def _freeze(self, buffer: Buffer, event: Any, size: int) -> Buffer:
-        """Make the bytes final; a codec that still holds on to them is told."""
-        try:
-            return buffer.freeze(size)
-        except BufferError as error:
-            reason = f"encode_into() must leave its buffer as it got it: {error}"
-            raise CodecError(self._codec, event, reason) from error
-
-    def _note(self, size: int) -> None:
-        room = self._room
-        if size > room:
-            self._room = size
-        elif room > _ROOM_MIN and size < room:
-            self._room = max(_ROOM_MIN, room - (room - size + 15) // 16)
-
-
-def encoder(codec: Codec) -> Callable[[Any], BytesLike]:
-    """Return what turns events into bytes: encode, or encode_into with its Buffer.
-
-    Raises TypeError if the codec has an encode_into that cannot be called.
-    """
-    into = getattr(codec, "encode_into", None)
-    if into is None:
-        return codec.encode
-    if not callable(into):
-        raise TypeError(f"{codec!r} has an encode_into that cannot be called: {into!r}")
-    return _InPlaceEncoder(codec)  # type: ignore[arg-type]
 
 
 class _Named:
@@ -265,8 +202,7 @@ def register(codec: Codec, *, replace: bool = False) -> None:
     Raises TypeError if it lacks a name, encode or decode, and ValueError if the name is
     empty, or taken and replace is false.
     """
-    if not isinstance(codec, Codec) or not isinstance(codec.name, str):
-        raise TypeError(f"{codec!r} is no codec: it needs name, encode and decode")
+    _check(codec)
     if not codec.name:
         raise ValueError(f"{codec!r} has an empty name")
     with _registry_lock:
@@ -289,9 +225,16 @@ def get(codec: str | Codec) -> Codec:
         if found is None:
             raise UnknownCodecError(codec, names())
         return found
-    if not isinstance(codec, Codec):
-        raise TypeError(f"{codec!r} is no codec: it needs name, encode and decode")
+    _check(codec)
     return codec
+
+
+def _check(codec: object) -> None:
+    if not isinstance(codec, Codec) or not isinstance(codec.name, str):
+        raise TypeError(f"{codec!r} is no codec: it needs name, encode and decode")
+    into = getattr(codec, "encode_into", None)
+    if into is not None and not callable(into):
+        raise TypeError(f"{codec!r} has an encode_into that cannot be called: {into!r}")
 
 
 def names() -> list[str]:

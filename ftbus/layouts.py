@@ -78,11 +78,11 @@ class StructCodec:
 
     def encode_into(self, event: Any, buffer: Buffer, /) -> int:
         """Write the event into a Buffer; return how many bytes that takes."""
-        if len(buffer) >= self._struct.size:
-            values = self._values(event)
-            try:
-                self._struct.pack_into(buffer, 0, *values)
-            except struct.error as error:
+        values = self._values(event)
+        try:
+            self._struct.pack_into(buffer, 0, *values)
+        except struct.error as error:
+            if len(buffer) >= self._struct.size:
                 raise CodecError(self, event, self._reason(error)) from error
         return self._struct.size
 

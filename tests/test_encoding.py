@@ -159,10 +159,12 @@ class TestEncode:
         class Derived(Base):
             pass
 
-        codec = codecs.PickleCodec()
+        class Constant(Counting):
+            def encode(self, event: Any, /) -> bytes:
+                return b"bytes"
+
         seen: list[Any] = []
-        with EventBus(codec="raw") as bus:
-            bus._configure(codec, lambda event: b"bytes", False, 0, 16, 1)
+        with EventBus(codec=Constant()) as bus:
             bus.on(Base, seen.append, encoded=True)
             bus.on(Derived, seen.append, encoded=True)
             assert bus.emit(Derived()) == 2

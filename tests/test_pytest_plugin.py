@@ -28,11 +28,16 @@ def run_pytest(tmp_path: Path) -> Pytest:
         (tmp_path / "pytest.ini").write_text(config)
         (tmp_path / "test_users.py").write_text(tests)
         root = str(Path(__file__).parent.parent)
+        paths = [*filter(None, [os.environ.get("PYTHONPATH")]), root]
         options = ["-p", "no:cacheprovider", "-p", "no:xdist", "-rA", "--color=no"]
         return subprocess.run(
             [sys.executable, "-m", "pytest", *options, str(tmp_path)],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": root, "FTBUS_LEAK_LEVEL": "off"},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(paths),
+                "FTBUS_LEAK_LEVEL": "off",
+            },
             capture_output=True,
             text=True,
             timeout=60,

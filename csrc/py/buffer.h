@@ -81,6 +81,10 @@ PyObject *ftb_buffer_wrap_range(
 /* The arena behind ftbus.default_pool. Lives as long as the process. */
 ftb_arena_t *ftb_default_arena(void);
 
+/* A writable Buffer of that many zeros, made in the pool (NULL: the default pool). New
+ * reference, or NULL with an exception set. */
+PyObject *buffer_pool_zeroed(BufferPoolObject *pool, Py_ssize_t size);
+
 /* A Buffer with a copy of the bytes, made in the pool (NULL: the default pool). New
  * reference, or NULL with an exception set. */
 PyObject *buffer_pool_copy(BufferPoolObject *pool, PyObject *bytes_like, bool frozen);

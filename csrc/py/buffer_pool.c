@@ -64,6 +64,17 @@ PyDoc_STRVAR(
     "Raises ValueError if size is negative or above 2**39, ArenaLimitError at the\n"
     "pool's limit, MemoryError if the system has no memory.");
 
+PyObject *
+buffer_pool_zeroed(BufferPoolObject *pool, Py_ssize_t size)
+{
+    ftb_block_t *block = pool_block(pool_or_default(pool), size);
+    if (block == NULL) {
+        return NULL;
+    }
+    ftb__block_zero(block, (uint64_t)size);
+    return ftb_buffer_wrap(block, false);
+}
+
 /* A size that is no small int: any index object. -1 with an exception set. */
 static FTB_NOINLINE Py_ssize_t
 parse_size(PyObject *argument)
@@ -95,12 +106,7 @@ pool_allocate(PyObject *op, PyObject *argument)
             return NULL;
         }
     }
-    ftb_block_t *block = pool_block((BufferPoolObject *)op, size);
-    if (block == NULL) {
-        return NULL;
-    }
-    ftb__block_zero(block, (uint64_t)size);
-    return ftb_buffer_wrap(block, false);
+    return buffer_pool_zeroed((BufferPoolObject *)op, size);
 }
 
 PyObject *

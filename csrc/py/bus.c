@@ -117,22 +117,32 @@ bus_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
-/* _configure(codec, encode, logs_errors, overflow, queue_size, workers, spin_ns,
- * orders_by_key): once, by __init__. */
+/* _configure(codec, logs_errors, overflow, queue_size, workers, spin_ns, orders_by_key):
+ * once, by __init__. */
 static PyObject *
 bus_configure(PyObject *object, PyObject *args)
 {
     BusObject *self = (BusObject *)object;
-    PyObject *codec, *encode;
+    PyObject *codec, *encode, *encode_into;
     int logs_errors, overflow, orders_by_key;
     unsigned int queue_size, workers_n, spin_ns;
     if (!PyArg_ParseTuple(
-            args, "OOpiIIIp:_configure", &codec, &encode, &logs_errors, &overflow,
-            &queue_size, &workers_n, &spin_ns, &orders_by_key)) {
+            args, "OpiIIIp:_configure", &codec, &logs_errors, &overflow, &queue_size,
+            &workers_n, &spin_ns, &orders_by_key)) {
+        return NULL;
+    }
+    encode = PyObject_GetAttrString(codec, "encode");
+    if (encode == NULL
+        || PyObject_GetOptionalAttrString(codec, "encode_into", &encode_into) < 0) {
+        Py_XDECREF(encode);
         return NULL;
     }
     Py_XSETREF(self->codec, Py_NewRef(codec));
-    Py_XSETREF(self->encode, Py_NewRef(encode));
+    Py_XSETREF(self->encode, encode);
+    if (encode_into == Py_None) {
+        Py_CLEAR(encode_into);
+    }
+    Py_XSETREF(self->encode_into, encode_into);
     self->logs_errors = logs_errors;
     self->overflow = (enum bus_overflow)overflow;
     self->queue_size = queue_size;
@@ -165,6 +175,7 @@ bus_traverse(PyObject *object, visitproc visit, void *arg)
     BusObject *self = (BusObject *)object;
     Py_VISIT(self->codec);
     Py_VISIT(self->encode);
+    Py_VISIT(self->encode_into);
     struct key_visit to = {visit, arg, 0};
     if (self->core != NULL) {
         ftb_map_each(&self->core->topics, visit_key, &to);
@@ -186,6 +197,7 @@ bus_clear(PyObject *object)
     }
     Py_CLEAR(self->codec);
     Py_CLEAR(self->encode);
+    Py_CLEAR(self->encode_into);
     return 0;
 }
 

@@ -25,6 +25,13 @@ Py_ssize_t delivery_run(struct delivery *delivery, struct ftb_topic *topic);
 /* The same for a class that has no topic of its own. */
 Py_ssize_t delivery_run_bases(struct delivery *delivery, PyObject *class);
 
+/* encode.c: the event as a frozen Buffer that knows its codec, made anew. New reference,
+ * or NULL with what the codec raised. */
+PyObject *bus_encode_event(BusObject *bus, PyObject *event);
+
+/* How often encode_into may ask for more room for one event. */
+#define BUS_GROWTHS_MAX 8
+
 /* _encode(key, event): the event as encoded handlers get it, counted under the key. */
 PyObject *bus_encode(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 

@@ -67,6 +67,7 @@ module_exec(PyObject *module)
     if (PyModule_AddIntConstant(module, "ONCE", FTB_HANDLER_ONCE) < 0
         || PyModule_AddIntConstant(module, "WEAK", FTB_HANDLER_WEAK) < 0
         || PyModule_AddIntConstant(module, "ENCODED", FTB_HANDLER_ENCODED) < 0
+        || PyModule_AddIntConstant(module, "GROWTHS_MAX", BUS_GROWTHS_MAX) < 0
         || PyModule_AddIntConstant(module, "DEPTH_MAX", FTB_DEPTH_MAX) < 0) {
         return -1;
     }

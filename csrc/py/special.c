@@ -2,7 +2,6 @@
 #include "buffer.h"
 #include "emit.h"
 #include "errors.h"
-#include "ftb_leak.h"
 
 void
 bus_report_failure(BusObject *bus, PyObject *error, PyObject *key, PyObject *handler)
@@ -81,25 +80,6 @@ delivery_failed(struct delivery *delivery, struct ftb_handler *handler)
     return failure_collect(delivery, error, handler);
 }
 
-/* Have the codec encode the event. New reference or NULL. */
-static PyObject *
-event_encode(BusObject *bus, PyObject *event)
-{
-    if (bus->encode == NULL) { /* collected, and used by a finalizer */
-        bus_raise_closed(bus, "encode");
-        return NULL;
-    }
-    uint64_t owner = ftb_leak_set_owner(bus->core->serial);
-    PyObject *bytes = PyObject_CallOneArg(bus->encode, event);
-    PyObject *encoded = bytes != NULL ? ftb_buffer_from_object(NULL, bytes) : NULL;
-    (void)ftb_leak_set_owner(owner);
-    Py_XDECREF(bytes);
-    if (encoded != NULL) {
-        ftb_buffer_set_codec(encoded, bus->codec);
-    }
-    return encoded;
-}
-
 /* Name the event's type and key on the exception that is set, and take it. */
 static PyObject *
 encoding_failure(PyObject *event, PyObject *key)
@@ -137,7 +117,7 @@ delivery_encoded(struct delivery *delivery, PyObject *key)
         delivery->encoded = Py_NewRef(delivery->event);
         return delivery->encoded;
     }
-    delivery->encoded = event_encode(delivery->bus, delivery->event);
+    delivery->encoded = bus_encode_event(delivery->bus, delivery->event);
     if (delivery->encoded == NULL) {
         delivery->unencodable = encoding_failure(delivery->event, key);
         PyErr_SetRaisedException(Py_NewRef(delivery->unencodable));
