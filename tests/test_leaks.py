@@ -14,7 +14,7 @@ import pytest
 
 from ftbus import Buffer, BufferPool, EventBus, InvalidOptionError, _core
 from ftbus.buffers import default_pool, held_buffers, leak_level, set_leak_level
-from ftbus.testing import run_threads
+from ftbus.testing import no_leaks, run_threads
 
 pytestmark = pytest.mark.thread_unsafe(reason="the level is the process's")
 
@@ -280,6 +280,18 @@ class TestReports:
         )
         run = python(program, FTBUS_LEAK_LEVEL="all")
         assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_no_leaks_names_the_places() -> None:
+    kept: list[Buffer] = []
+    with (
+        pytest.raises(
+            AssertionError, match=r"(?s)1 buffers\n1 bytes.*in allocate_here"
+        ),
+        no_leaks(within=0),
+    ):
+        kept.append(allocate_here(default_pool, 1))
+    kept.clear()
 
 
 class TestMisuse:

@@ -19,7 +19,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ftbus import _core
+from ftbus import _core, buffers
 from ftbus.buffers import default_pool
 
 if TYPE_CHECKING:
@@ -93,11 +93,13 @@ def no_leaks(within: float = 5.0) -> Iterator[None]:
 
     Counted are the handlers of all buses and the buffers of the default pool, in the
     whole process. What other threads still hold has `within` seconds to go away, with
-    the help of the garbage collector. A block that raises is not checked.
+    the help of the garbage collector. A block that raises is not checked. Where buffers
+    come from is named if they are watched: see ftbus.buffers.set_leak_level.
 
     Raises AssertionError.
     """
     before = _live()
+    known = {held.serial for held in buffers.held_buffers()}
     yield
 
     def is_settled() -> bool:
@@ -112,7 +114,9 @@ def no_leaks(within: float = 5.0) -> Iterator[None]:
     except AssertionError:
         left = _exceeds(_live(), before)
         if left:
-            raise AssertionError(f"left behind: {', '.join(left)}") from None
+            text = f"left behind: {', '.join(left)}"
+            held = [h for h in buffers.held_buffers() if h.serial not in known]
+            raise AssertionError("\n".join([text, *map(str, held)])) from None
 
 
 def _live() -> dict[str, int]:
