@@ -391,6 +391,27 @@ class TestDecode:
         assert buffer.decode() is value
         assert buffer.codec is codecs.get("json")
 
+    def test_a_codec_that_fails_is_not_the_buffers_own(self) -> None:
+        buffer = Buffer(codecs.get("pickle").encode([1]))
+        with pytest.raises(CodecError):
+            buffer.decode("json")
+        assert buffer.codec is None
+        value = buffer.decode("pickle")
+        assert value == [1]
+        assert buffer.decode() is value
+
+    def test_each_who_names_a_codec_gets_what_it_decodes(self) -> None:
+        class Tagging(Counting):
+            def decode(self, data: Any, /) -> Any:
+                return (self, bytes(data))
+
+        for _ in range(200):
+            named = [Tagging() for _ in range(3)]
+            buffer = Buffer(b"x")
+            values = run_threads(3, lambda index, n=named, b=buffer: b.decode(n[index]))
+            assert [value[0] for value in values] == named
+            assert buffer.codec in named
+
     def test_a_second_codec_is_asked_each_time(self) -> None:
         buffer = encoded([1])
         raw = buffer.decode("raw")

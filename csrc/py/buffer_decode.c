@@ -162,41 +162,56 @@ decode_bytes(BufferObject *self, PyObject *codec)
     return value;
 }
 
-/* As the decoder: find the value and keep it. codec is NULL for the Buffer's own. */
+/* As the decoder: find the value by that codec, the Buffer's own unless it has none, and
+ * keep it. A codec that fails does not become its own. */
 static PyObject *
 decode_claimed(BufferObject *self, PyObject *codec)
 {
     PyObject *value = ftb_load_acquire(&self->decoded);
-    if (codec_of(self) == NULL) {
-        codec_set(self, codec);
-    }
     if (value != NULL) {
         return Py_NewRef(value); /* it came between our look and our claim */
     }
-    value = decode_bytes(self, codec_of(self));
+    value = decode_bytes(self, codec);
     if (value != NULL) {
+        if (codec_of(self) == NULL) {
+            codec_set(self, codec);
+        }
         ftb_store_release(
-            &self->decoded, Py_NewRef(value)); /* pairs with decode_kept */
+            &self->decoded, Py_NewRef(value)); /* pairs with decode_with */
     }
     return value;
 }
 
-/* The value that all share, for a Buffer in use whose codec this is. */
+/* Whether the Buffer's own codec is another one; once it is, it stays so. */
+static bool
+is_of_another(BufferObject *self, PyObject *codec)
+{
+    PyObject *own = codec_of(self);
+    return own != NULL && own != codec;
+}
+
+/* The value by that codec for a Buffer in use: the one that all share, if the codec is
+ * the Buffer's own or becomes it. */
 static PyObject *
-decode_kept(BufferObject *self, PyObject *codec)
+decode_with(BufferObject *self, PyObject *codec)
 {
     for (;;) {
         uint64_t holder;
+        if (is_of_another(self, codec)) {
+            return decode_bytes(self, codec);
+        }
         PyObject *value = ftb_load_acquire(&self->decoded);
-        if (value != NULL) {
+        if (value != NULL && !is_of_another(self, codec)) {
             return Py_NewRef(value);
         }
         if (decoder_claim(self, &holder)) {
-            value = codec_of(self) == NULL || codec_of(self) == codec
-                        ? decode_claimed(self, codec)
-                        : decode_bytes(self, codec); /* another one came first */
+            bool is_ours = !is_of_another(self, codec); /* none can come from now on */
+            value = is_ours ? decode_claimed(self, codec) : NULL;
             decoder_leave(self);
-            return value;
+            if (is_ours) {
+                return value;
+            }
+            continue;
         }
         if (holder == decoder_self()) {
             PyErr_SetString(
@@ -252,9 +267,7 @@ buffer_decode(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
             PyExc_BufferError, "a writable Buffer cannot be decoded: freeze it first");
         goto done;
     }
-    PyObject *own = codec_of(self);
-    value = own == NULL || own == codec ? decode_kept(self, codec)
-                                        : decode_bytes(self, codec);
+    value = decode_with(self, codec);
 done:
     Py_XDECREF(codec);
     buffer_leave(self, BUFFER_READ);
