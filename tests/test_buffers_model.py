@@ -423,8 +423,8 @@ def test_buffers_do_as_the_model_says() -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=int(100 * SCALE) or 1,
-            stateful_step_count=40,
+            max_examples=int(30 * SCALE) or 1,
+            stateful_step_count=30,
             # A shrink would wait out each step that fails by waiting for a figure.
             phases=[Phase.explicit, Phase.generate],
         ),

@@ -405,7 +405,7 @@ class TestDecode:
             def decode(self, data: Any, /) -> Any:
                 return (self, bytes(data))
 
-        for _ in range(200):
+        for _ in range(50):
             named = [Tagging() for _ in range(3)]
             buffer = Buffer(b"x")
             values = run_threads(3, lambda index, n=named, b=buffer: b.decode(n[index]))
