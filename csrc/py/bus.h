@@ -26,10 +26,10 @@ typedef struct {
     uint32_t spin_ns; /* how long an idle worker looks on before it sleeps */
     enum bus_overflow overflow;
     int orders_by_key; /* an event without a partition is in that of its key */
-    int is_forked;    /* the workers stayed in the parent process */
-    int logs_errors;  /* emit reports failures instead of raising them */
-    PyObject *codec;  /* what decodes the bytes again; set once */
-    PyObject *encode; /* its methods, as bound; set once; encode_into may be NULL */
+    int is_forked;     /* the workers stayed in the parent process */
+    int logs_errors;   /* emit reports failures instead of raising them */
+    PyObject *codec;   /* what decodes the bytes again; set once */
+    PyObject *encode;  /* its methods, as bound; set once; encode_into may be NULL */
     PyObject *encode_into;
     ftb_atomic(uint64_t) room; /* what events took lately; written by any thread */
     PyObject *weakrefs;
