@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import queue
 import subprocess
+import sysconfig
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 HEADER_BYTES = 64
 SIZES = st.sampled_from([0, 1, 7, 64, 65, 200, 1000, 5000, 40_000, 300_000])
 SCALE = float(os.environ.get("FTB_SCALE", "1"))
+TSAN = "-fsanitize=thread" in str(sysconfig.get_config_var("PY_CFLAGS"))
+EXAMPLES = max(1, int((3 if TSAN else 30) * SCALE))  # there all is some 20 times slower
 
 
 class Helper:
@@ -423,7 +426,7 @@ def test_buffers_do_as_the_model_says() -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=int(30 * SCALE) or 1,
+            max_examples=EXAMPLES,
             stateful_step_count=30,
             # A shrink would wait out each step that fails by waiting for a figure.
             phases=[Phase.explicit, Phase.generate],
