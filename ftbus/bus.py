@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
 from ftbus import _core, codecs, dispatch, handlers, lifecycle, stats
 from ftbus.errors import BusClosedError, InvalidOptionError
+from ftbus.executor import BusExecutor
 
 if TYPE_CHECKING:
     import asyncio
@@ -264,6 +265,23 @@ class EventBus(_core.Bus):
         Raises HandlerErrors, EventDroppedError and what post raises.
         """
         return await dispatch.acall(self, *self._resolve(key, *event), timeout)
+
+    def executor(
+        self,
+        *,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+    ) -> BusExecutor:
+        """Return a concurrent.futures.Executor on this bus's workers.
+
+        initializer: called as initializer(*initargs) once in each worker, before the
+            first function of this executor runs there. If it raises, the executor is
+            broken: submit, and what was submitted, raise ExecutorBrokenError, and
+            on_error hears of it.
+
+        Raises InvalidOptionError.
+        """
+        return BusExecutor(self, initializer, initargs)
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until every posted event has been handled; return whether that is so.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import CancelledError
+from concurrent.futures.thread import BrokenThreadPool
 from operator import index
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ftbus.bus import EventBus
+    from ftbus.executor import BusExecutor
 
 
 class FtbusError(Exception):
@@ -94,6 +96,26 @@ class EventDroppedError(FtbusError, CancelledError):
         super().__init__(
             f"{_repr(what)} was dropped before it ran: {bus!r} was full, or closed"
         )
+
+
+class ExecutorShutdownError(FtbusError, RuntimeError):
+    """Something was submitted to an executor after its shutdown()."""
+
+    def __init__(self, executor: BusExecutor) -> None:
+        self.executor = executor
+        super().__init__(
+            f"cannot schedule new futures after shutdown of {executor!r}, or of the "
+            "interpreter; ask the bus for a new executor"
+        )
+
+
+class ExecutorBrokenError(FtbusError, BrokenThreadPool):
+    """The initializer of an executor failed; nothing runs there any more."""
+
+    def __init__(self, executor: BusExecutor, error: BaseException) -> None:
+        self.executor = executor
+        self.error = error
+        super().__init__(f"the initializer of {executor!r} raised {_brief(error)}")
 
 
 class EmitDepthError(FtbusError, RecursionError):

@@ -8,7 +8,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING
 
-from ftbus import _core, handlers
+from ftbus import _core, executor, handlers
 
 if TYPE_CHECKING:
     from ftbus.bus import EventBus
@@ -40,9 +40,16 @@ def live_buses() -> list[EventBus]:
 
 
 def _close_all() -> None:
-    """Finish, for a second at most, what is queued when the interpreter exits."""
-    deadline = time.monotonic() + _EXIT_TIMEOUT_S
+    """Finish, for a second at most, what is queued when the interpreter exits.
+
+    What was submitted to an executor is finished first, however long that takes.
+    """
     errors: list[BaseException] = []
+    try:
+        executor.finish_all()
+    except BaseException as error:
+        errors.append(error)
+    deadline = time.monotonic() + _EXIT_TIMEOUT_S
     for bus in live_buses():
         try:
             bus.close(timeout=max(0.0, deadline - time.monotonic()))
