@@ -2,6 +2,7 @@
 
 from collections.abc import Buffer as BytesLike
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import Context
 from types import TracebackType
 from typing import Any, Final, Self, SupportsIndex, final, overload
 
@@ -86,6 +87,7 @@ class Bus:
         partition: _Partition = None,
         timeout: float | None = None,
         urgent: bool = False,
+        context: Context | None = None,
     ) -> bool: ...
     def post_many(
         self,
@@ -95,6 +97,7 @@ class Bus:
         partition: _PartitionOf = None,
         timeout: float | None = None,
         urgent: bool = False,
+        context: Context | None = None,
     ) -> int: ...
     def _after_fork_child(self) -> None: ...
     def _claim_handlers(self, key: object, /) -> list[Claim]: ...
@@ -151,6 +154,7 @@ class Topic:
         partition: _Partition = None,
         timeout: float | None = None,
         urgent: bool = False,
+        context: Context | None = None,
     ) -> bool: ...
     def post_many(
         self,
@@ -159,6 +163,7 @@ class Topic:
         partition: _PartitionOf = None,
         timeout: float | None = None,
         urgent: bool = False,
+        context: Context | None = None,
     ) -> int: ...
 
 class StripedMap[K, V]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
     from concurrent.futures import Future
+    from contextvars import Context
     from types import TracebackType
 
     from ftbus._core import Subscription
@@ -235,7 +236,11 @@ class EventBus(_core.Bus):
     # Queueing
 
     def call(
-        self, key: object, *event: object, timeout: float | None = None
+        self,
+        key: object,
+        *event: object,
+        timeout: float | None = None,
+        context: Context | None = None,
     ) -> Future[list[Any]]:
         """Run the handlers in parallel; return a Future of their results.
 
@@ -243,7 +248,8 @@ class EventBus(_core.Bus):
 
         The results are in handler order. If handlers raise, all still run and the
         Future raises HandlerErrors. `timeout` (seconds) bounds the wait for space in
-        the queue. Raises what post raises.
+        the queue. Each handler sees the context variables that are set here, or those
+        of `context`, in a copy of its own. Raises what post raises.
 
         cancel() of the Future succeeds until the first handler starts, and then none
         does; once-handlers stay subscribed. A call that is dropped by the overflow
@@ -251,10 +257,14 @@ class EventBus(_core.Bus):
         wait for a call on its own bus, nested deeper than there are workers: see
         ftbus.futures.TaskFuture.
         """
-        return dispatch.call(self, *self._resolve(key, *event), timeout)
+        return dispatch.call(self, *self._resolve(key, *event), timeout, context)
 
     async def acall(
-        self, key: object, *event: object, timeout: float | None = None
+        self,
+        key: object,
+        *event: object,
+        timeout: float | None = None,
+        context: Context | None = None,
     ) -> list[Any]:
         """Run the handlers in parallel on the workers; await their results.
 
@@ -264,7 +274,8 @@ class EventBus(_core.Bus):
 
         Raises HandlerErrors, EventDroppedError and what post raises.
         """
-        return await dispatch.acall(self, *self._resolve(key, *event), timeout)
+        pair = self._resolve(key, *event)
+        return await dispatch.acall(self, *pair, timeout, context)
 
     def executor(
         self,
@@ -380,16 +391,25 @@ class Topic(_core.Topic):
         return self._event_bus.on(self.key, handler, **options)
 
     def call(
-        self, event: object = None, *, timeout: float | None = None
+        self,
+        event: object = None,
+        *,
+        timeout: float | None = None,
+        context: Context | None = None,
     ) -> Future[list[Any]]:
         """Run the handlers in parallel; see EventBus.call."""
-        return self._event_bus.call(self.key, event, timeout=timeout)
+        return dispatch.call(self._event_bus, self.key, event, timeout, context)
 
     async def acall(
-        self, event: object = None, *, timeout: float | None = None
+        self,
+        event: object = None,
+        *,
+        timeout: float | None = None,
+        context: Context | None = None,
     ) -> list[Any]:
         """Run the handlers in parallel and await the results; see EventBus.acall."""
-        return await self._event_bus.acall(self.key, event, timeout=timeout)
+        bus = self._event_bus
+        return await dispatch.acall(bus, self.key, event, timeout, context)
 
     def stats(self) -> stats.TopicStats:
         """Return this topic's counters."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import os
 import threading
 import time
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
+from contextvars import Context, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,7 @@ def start_workers(bus: EventBus) -> None:
                 os.sched_setaffinity(0, places.cpus[index])
         # An empty context: what the first poster has set is not the workers'.
         touches = places is not None and places.touches
-        contextvars.Context().run(bus._work, index, touches)
+        Context().run(bus._work, index, touches)
 
     try:
         for index in range(bus._workers):
@@ -99,9 +99,12 @@ def _start_with_stack(thread: threading.Thread) -> None:
 class _Call:
     """One call under way: its tasks, results by handler, and the Future for it all."""
 
-    def __init__(self, bus: EventBus, key: object, handlers_n: int) -> None:
+    def __init__(
+        self, bus: EventBus, key: object, handlers_n: int, context: Context | None
+    ) -> None:
         self.bus = bus
         self.key = key
+        self.context = context
         self.future: TaskFuture[list[Any]] = TaskFuture(self)
         self.tasks: list[_Task] = []
         self._lock = threading.Lock()
@@ -162,11 +165,14 @@ class _Call:
     def run(self, index: int, claim: Claim, event: object) -> None:
         """Run one handler and keep what comes of it, if it is an Exception."""
         function = claim.function
+        args: tuple[Any, ...] = (event,)
+        if isinstance(function, AsyncHandler):
+            args += (function.start,)
         try:
-            if isinstance(function, AsyncHandler):
-                result = claim.run(event, function.start)
-            else:
-                result = claim.run(event)
+            if self.context is None:
+                result = claim.run(*args)
+            else:  # one of its own: handlers run at the same time
+                result = self.context.copy().run(claim.run, *args)
         except Exception as error:
             _note(error, claim)
             self.finish(index, error=error)
@@ -179,7 +185,7 @@ class _Call:
                 self.finish(index, result)
         finally:
             # What was raised refers to this frame, and a handler may keep it.
-            del self, claim, function, event
+            del self, claim, function, event, args
 
     def _finish_async(self, index: int, claim: Claim, done: Future[Any]) -> None:
         error = (
@@ -244,13 +250,17 @@ def _note(error: Exception, claim: Claim) -> None:
 
 
 def call(
-    bus: EventBus, key: object, event: object, timeout: float | None
+    bus: EventBus,
+    key: object,
+    event: object,
+    timeout: float | None,
+    context: Context | None,
 ) -> TaskFuture[list[Any]]:
     """Queue one task per handler; the Future completes with the last of them.
 
     Raises if the first is refused; if a later one is, the Future says so.
     """
-    state = _prepare(bus, key, event)
+    state = _prepare(bus, key, event, context)
     try:
         state.queue(timeout)
     except BaseException as error:
@@ -259,12 +269,16 @@ def call(
 
 
 async def acall(
-    bus: EventBus, key: object, event: object, timeout: float | None
+    bus: EventBus,
+    key: object,
+    event: object,
+    timeout: float | None,
+    context: Context | None,
 ) -> list[Any]:
     """Do the same, and wait for the results, without ever blocking the event loop."""
     if timeout is not None:
         _check_timeout(timeout)
-    state = _prepare(bus, key, event)
+    state = _prepare(bus, key, event, context)
     may_block = bus._overflow == "block" and timeout != 0
     try:
         try:
@@ -286,8 +300,12 @@ async def acall(
         raise
 
 
-def _prepare(bus: EventBus, key: object, event: object) -> _Call:
+def _prepare(
+    bus: EventBus, key: object, event: object, context: Context | None
+) -> _Call:
     """Claim the handlers of a key and make their tasks."""
+    if context is not None and not isinstance(context, Context):
+        raise InvalidOptionError("context", context, "None or a contextvars.Context")
     if bus.closed:
         raise BusClosedError(bus, "call")
     keys: tuple[object, ...] = (key,)
@@ -303,7 +321,8 @@ def _prepare(bus: EventBus, key: object, event: object) -> _Call:
     except BaseException:
         claims.clear()  # the traceback keeps the list
         raise
-    state = _Call(bus, key, len(claims))
+    context = copy_context() if context is None else context.copy()
+    state = _Call(bus, key, len(claims), context if len(context) else None)
     for index, claim in enumerate(claims):
         payload = encoded if claim.flags & _core.ENCODED else event
         state.tasks.append(_Task(state, index, claim, payload))

@@ -7,6 +7,7 @@ import os
 import threading
 import weakref
 from concurrent.futures import Executor, wait
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -61,10 +62,13 @@ class BusExecutor(Executor):
     ) -> TaskFuture[T]:
         """Queue fn(*args, **kwargs) for the workers; return a Future of its result.
 
-        cancel() succeeds until it starts. Raises ExecutorShutdownError (a
+        The function sees the context variables that are set here. cancel() succeeds
+        until it starts. Raises ExecutorShutdownError (a
         RuntimeError), ExecutorBrokenError (a BrokenThreadPool), and what post raises.
         """
-        job = _Job(self, partial(fn, *args, **kwargs))
+        call = partial(fn, *args, **kwargs)
+        context = copy_context()
+        job = _Job(self, partial(context.run, call) if len(context) else call, fn)
         future: TaskFuture[T] = job.future
         with self._lock:
             self._check_usable()
@@ -182,14 +186,17 @@ class BusExecutor(Executor):
 class _Job:
     """One submitted call, as the workers run it, or who waits for it."""
 
-    __slots__ = ("_call", "_executor", "_once", "bus", "future", "thread")
+    __slots__ = ("_call", "_executor", "_fn", "_once", "bus", "future", "thread")
 
-    def __init__(self, executor: BusExecutor, call: Callable[[], Any]) -> None:
+    def __init__(
+        self, executor: BusExecutor, call: Callable[[], Any], fn: object
+    ) -> None:
         self.bus = executor._bus
         self.future: TaskFuture[Any] = TaskFuture(self)
         self.thread: int | None = None  # set by the thread that runs it
         self._executor = executor
         self._call: Callable[[], Any] | None = call
+        self._fn = fn  # for messages
         # Whoever gets it has the call to run, or to forget: one thread only.
         self._once = threading.Lock()
 
@@ -197,7 +204,7 @@ class _Job:
         """Return the call, to the first who asks."""
         if not self._once.acquire(blocking=False):
             return None
-        call, self._call = self._call, None
+        call, self._call, self._fn = self._call, None, None
         return call
 
     def __call__(self) -> None:
@@ -240,11 +247,10 @@ class _Job:
 
     def dropped(self) -> None:
         """Let the Future say that this will not run."""
-        call = self.take()
-        if call is not None:
+        fn = self._fn
+        if self.take() is not None:
             if self.future.set_running_or_notify_cancel():
-                what = call.func if isinstance(call, partial) else call
-                self.future.set_exception(EventDroppedError(self.bus, what))
+                self.future.set_exception(EventDroppedError(self.bus, fn))
             self._executor._finish(self)
 
 

@@ -8,6 +8,8 @@ import threading
 import weakref
 from collections import deque
 from contextlib import suppress
+from contextvars import Context, copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ftbus import _core
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from ftbus.bus import EventBus
 
     type Handler = Callable[[Any], Any]
+    type _Start = Callable[[], Coroutine[Any, Any, None]]
 
 
 def prepare(
@@ -117,7 +120,9 @@ class AsyncHandler:
 
     def __call__(self, event: object) -> None:
         """Queue the event for the loop; raises RuntimeError if the loop is closed."""
-        self._inbox.put(lambda: self._run(event))
+        context = copy_context()
+        start = partial(self._run, event)
+        self._inbox.put(start, context if len(context) else None)
 
     def start(self, event: object) -> Future[Any]:
         """Run the handler on its loop; return a Future of its result."""
@@ -146,15 +151,15 @@ class _Inbox:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self._lock = threading.RLock()  # a finalizer may emit while it is held
-        self._waiting: deque[Callable[[], Coroutine[Any, Any, None]]] = deque()
+        self._waiting: deque[tuple[_Start, Context | None]] = deque()
         self._is_woken = False
         self._tasks: set[asyncio.Task[None]] = set()  # used by the loop's thread only
 
-    def put(self, start: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def put(self, start: _Start, context: Context | None) -> None:
         if self.loop.is_closed():  # a wake-up that it never got to must not hide that
             raise RuntimeError(f"{self.loop!r} is closed")
         with self._lock:
-            self._waiting.append(start)
+            self._waiting.append((start, context))
             must_wake = not self._is_woken
             self._is_woken = True
         if must_wake:
@@ -171,8 +176,9 @@ class _Inbox:
             batch = list(self._waiting)
             self._waiting.clear()
             self._is_woken = False
-        for start in batch:
-            task = self.loop.create_task(start())
+        for start, context in batch:
+            # None would be the context of whoever woke the loop.
+            task = self.loop.create_task(start(), context=context or Context())
             self._tasks.add(task)  # the loop itself holds tasks only weakly
             task.add_done_callback(self._tasks.discard)
 

@@ -1,5 +1,6 @@
 """One posted event whose handlers idle workers share."""
 
+import contextvars
 import threading
 import weakref
 from typing import Any
@@ -186,3 +187,23 @@ def test_handlers_that_drain_do_not_wait_for_each_other() -> None:
             bus.post("key")
         assert bus.drain(WAIT)
         assert drained == [True] * 60
+
+
+def test_shares_see_the_posters_context_variables() -> None:
+    variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable")
+    with EventBus(workers=3) as bus:
+        seen: list[int] = []
+        lock = threading.Lock()
+
+        def handler(event: int) -> None:
+            with lock:
+                seen.append(variable.get() - event)
+            variable.set(-1)  # in a copy: nobody else sees it
+
+        for _ in range(3):
+            bus.on("key", handler)
+        for i in range(200):
+            variable.set(i)
+            bus.post("key", i)
+        assert bus.drain(WAIT)
+        assert seen == [0] * 600

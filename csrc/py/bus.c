@@ -401,7 +401,7 @@ static PyMethodDef bus_methods[] = {
     {"post", FASTCALL(bus_post), METH_FASTCALL | METH_KEYWORDS,
      PyDoc_STR(
          "post($self, key, event=None, *, partition=None, timeout=None,\n"
-         "    urgent=False)\n--\n\n"
+         "    urgent=False, context=None)\n--\n\n"
          "Queue an event for the workers; return True, or False if it was dropped.\n\n"
          "Events with one partition (a str, int or bytes) run one at a time, in "
          "posting\n"
@@ -409,11 +409,15 @@ static PyMethodDef bus_methods[] = {
          "QueueFullError or drops, as the bus's overflow says. What handlers raise "
          "goes\n"
          "to on_error or the log. Urgent events run before the others, but never so\n"
-         "that these stand still. Any thread, handlers included.")},
+         "that these stand still. Handlers see the context variables that are set "
+         "here,\n"
+         "or those of `context`: a copy of it, one for each event. Any thread, "
+         "handlers\n"
+         "included.")},
     {"post_many", FASTCALL(bus_post_many), METH_FASTCALL | METH_KEYWORDS,
      PyDoc_STR(
          "post_many($self, key, events, *, partition=None, timeout=None,\n"
-         "    urgent=False)\n--\n\n"
+         "    urgent=False, context=None)\n--\n\n"
          "Queue each event of an iterable; return how many were queued.\n\n"
          "`partition` may be a function of the event. Any thread.")},
     {"_after_fork_child", bus_after_fork_child, METH_NOARGS, NULL},

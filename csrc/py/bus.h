@@ -109,6 +109,7 @@ struct post_options {
     PyObject *partition; /* borrowed; NULL or None: none */
     uint64_t timeout_ns; /* FTB_FOREVER for none */
     int is_urgent;
+    PyObject *context; /* what context_snapshot gave; borrowed */
 };
 
 /* post.c: queue one event. New reference to True (queued) or False (dropped by policy),

@@ -72,9 +72,9 @@ snapshot_drop(struct ftb_thread *thread, const struct ftb_snapshot *snapshot)
 struct fan_work;
 
 /* The event's handlers as work to share, if it has several and they are plain. NULL: run
- * them here. Takes the event's reference only if it returns work. */
+ * them here. Takes the payload's reference only if it returns work. */
 struct fan_work *
-fan_work_new(BusObject *bus, struct ftb_topic *topic, PyObject *event, uint32_t *n);
+fan_work_new(BusObject *bus, struct ftb_topic *topic, PyObject *payload, uint32_t *n);
 
 /* Run one of them. */
 void fan_work_run(struct fan_work *work, uint32_t ix);

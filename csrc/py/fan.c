@@ -1,11 +1,12 @@
 /* One posted event whose handlers idle workers share: each runs some, whoever is last ends
  * it. csrc/core/ftb_fan.h says who may touch what. */
+#include "context.h"
 #include "emit.h"
 
 struct fan_work {
     BusObject *bus; /* its workers hold it */
     struct ftb_topic *topic;
-    PyObject *event; /* strong */
+    PyObject *payload; /* strong; the event, perhaps with its context */
     uint32_t n;
     struct ftb_handler *handlers[]; /* one reference each */
 };
@@ -28,7 +29,7 @@ fan_work_copy(BusObject *bus, struct ftb_snapshot *snapshot)
 }
 
 struct fan_work *
-fan_work_new(BusObject *bus, struct ftb_topic *topic, PyObject *event, uint32_t *n)
+fan_work_new(BusObject *bus, struct ftb_topic *topic, PyObject *payload, uint32_t *n)
 {
     struct fan_work *work = NULL;
     struct ftb_thread *thread = ftb_thread_current();
@@ -44,7 +45,7 @@ fan_work_new(BusObject *bus, struct ftb_topic *topic, PyObject *event, uint32_t 
     }
     snapshot_drop(thread, snapshot);
     if (work != NULL) {
-        work->event = event;
+        work->payload = payload;
         *n = work->n;
     }
     return work;
@@ -62,15 +63,20 @@ run_handler(
     }
     /* acquire: what the canceller did comes before what is skipped here. */
     if (ftb_load_acquire(&handler->state) != FTB_HANDLER_CANCELLED) {
-        struct delivery delivery = {.bus = work->bus, .event = work->event};
-        struct ftb_call call = {handler->func, handler->self};
-        PyObject *result = call_handler(&call, work->event);
+        PyObject *event = work->payload, *result = NULL;
+        struct entered entered;
+        if (context_enter(&event, &entered) == 0) {
+            struct ftb_call call = {handler->func, handler->self};
+            result = call_handler(&call, event);
+        }
+        struct delivery delivery = {.bus = work->bus, .event = event};
         ftb_count_local(&cell->handled, 1);
         if (result == NULL) {
             ftb_count_local(&cell->failed, 1);
             (void)delivery_failed(&delivery, handler); /* reported: it has no caller */
         }
         Py_XDECREF(result);
+        context_exit(&entered);
     }
     snapshot_drop(thread, snapshot);
 }
@@ -94,7 +100,7 @@ void
 fan_work_end(struct fan_work *work)
 {
     bus_count_done(work->bus, work->topic, 0);
-    Py_DECREF(work->event);
+    Py_DECREF(work->payload);
     for (uint32_t i = 0; i < work->n; i++) {
         ftb_handler_release(work->handlers[i]);
     }

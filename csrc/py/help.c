@@ -1,5 +1,6 @@
 /* For handlers that wait for work of their own bus: running it instead. */
 #include "bus.h"
+#include "context.h"
 
 PyObject *
 bus_help_one(PyObject *self, PyObject *unused)
@@ -16,7 +17,12 @@ bus_help_one(PyObject *self, PyObject *unused)
 PyObject *
 bus_run_task_here(PyObject *self, PyObject *task)
 {
+    struct entered entered;
+    if (context_enter_empty(&entered) < 0) {
+        return NULL;
+    }
     bus_run_task((BusObject *)self, task);
+    context_exit(&entered);
     Py_RETURN_NONE;
 }
 

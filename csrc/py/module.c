@@ -3,6 +3,7 @@
 
 #include "buffer.h"
 #include "bus.h"
+#include "context.h"
 #include "emit.h"
 #include "errors.h"
 #include "gil.h"
@@ -61,7 +62,8 @@ module_exec(PyObject *module)
     }
     if (ftb_errors_ready() < 0 || ftb_emit_ready() < 0 || ftb_key_type_ready(module) < 0
         || ftb_claim_type_ready(module) < 0 || ftb_buffer_types_ready(module) < 0
-        || ftb_handles_ready(module) < 0 || ftb_striped_map_type_ready(module) < 0) {
+        || ftb_handles_ready(module) < 0 || ftb_striped_map_type_ready(module) < 0
+        || PyType_Ready(&ftb_context_event_type) < 0) {
         return -1;
     }
     if (PyModule_AddIntConstant(module, "ONCE", FTB_HANDLER_ONCE) < 0

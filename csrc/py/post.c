@@ -1,6 +1,7 @@
 /* Queueing events: admission, partitions, and what happens when the queue is full. */
 #include "args.h"
 #include "bus.h"
+#include "context.h"
 #include "errors.h"
 #include "key.h"
 
@@ -251,15 +252,15 @@ bus_post_event(
         }
         return NULL;
     }
-    post.item.payload = Py_NewRef(event);
-    return post_run(&post);
+    post.item.payload = context_payload(event, options->context);
+    return post.item.payload != NULL ? post_run(&post) : NULL;
 }
 
 /* _submit(task, timeout): a task is called without arguments, or told dropped(). */
 PyObject *
 bus_submit(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
-    struct post_options options = {NULL, FTB_FOREVER, 0};
+    struct post_options options = {.timeout_ns = FTB_FOREVER};
     if (nargs != 2) {
         return PyErr_Format(PyExc_TypeError, "_submit() takes a task and a timeout");
     }
@@ -269,26 +270,30 @@ bus_submit(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     return bus_post_event((BusObject *)self, NULL, args[0], &options);
 }
 
-static const char *const post_names[] = {
-    "key", "event", "partition", "timeout", "urgent"};
-static const char *const post_many_names[] = {
-    "key", "events", "partition", "timeout", "urgent"};
+static const char *const post_names[] = {"key",     "event",  "partition",
+                                         "timeout", "urgent", "context"};
+static const char *const post_many_names[] = {"key",     "events", "partition",
+                                              "timeout", "urgent", "context"};
 
-static const struct args_spec bus_post_spec = {"post", post_names, 5, 2, 1};
-static const struct args_spec topic_post_spec = {"post", post_names + 1, 4, 1, 0};
+static const struct args_spec bus_post_spec = {"post", post_names, 6, 2, 1};
+static const struct args_spec topic_post_spec = {"post", post_names + 1, 5, 1, 0};
 static const struct args_spec bus_post_many_spec = {
-    "post_many", post_many_names, 5, 2, 2};
+    "post_many", post_many_names, 6, 2, 2};
 static const struct args_spec topic_post_many_spec = {
-    "post_many", post_many_names + 1, 4, 1, 1};
+    "post_many", post_many_names + 1, 5, 1, 1};
 
-/* arguments: partition, timeout, urgent; NULL where absent. 0 or -1. */
+/* arguments: partition, timeout, urgent, context; NULL where absent. 0, and the caller
+ * drops options->context, or -1. */
 static int
 post_options_of(PyObject **arguments, struct post_options *options)
 {
     options->partition = arguments[0];
     options->is_urgent = arguments[2] != NULL ? PyObject_IsTrue(arguments[2]) : 0;
-    return options->is_urgent < 0 ? -1
-                                  : bus_timeout_ns(arguments[1], &options->timeout_ns);
+    if (options->is_urgent < 0
+        || bus_timeout_ns(arguments[1], &options->timeout_ns) < 0) {
+        return -1;
+    }
+    return context_snapshot(arguments[3], &options->context);
 }
 
 /* arguments: event, then as above. */
@@ -299,14 +304,16 @@ post_unpacked(BusObject *bus, struct ftb_topic *topic, PyObject **arguments)
     if (topic == NULL || post_options_of(arguments + 1, &options) < 0) {
         return NULL;
     }
-    return bus_post_event(
+    PyObject *queued = bus_post_event(
         bus, topic, arguments[0] != NULL ? arguments[0] : Py_None, &options);
+    Py_XDECREF(options.context);
+    return queued;
 }
 
 PyObject *
 topic_post(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    PyObject *out[4];
+    PyObject *out[5];
     TopicObject *topic = (TopicObject *)self;
     if (args_unpack(&topic_post_spec, args, nargs, kwnames, out) < 0) {
         return NULL;
@@ -317,7 +324,7 @@ topic_post(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kw
 PyObject *
 bus_post(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    PyObject *out[5];
+    PyObject *out[6];
     if (args_unpack(&bus_post_spec, args, nargs, kwnames, out) < 0) {
         return NULL;
     }
@@ -382,6 +389,19 @@ post_chunk(struct post *post, struct ftb_item *items, uint32_t n)
     return queued_n;
 }
 
+/* The next event, as it is queued; NULL with or without an exception. */
+static PyObject *
+next_payload(PyObject *iterator, PyObject *context)
+{
+    PyObject *event = PyIter_Next(iterator);
+    if (FTB_LIKELY(context == NULL || event == NULL)) {
+        return event;
+    }
+    PyObject *payload = context_payload(event, context);
+    Py_DECREF(event);
+    return payload;
+}
+
 /* The fast way for events without an order: chunks with one accounting and one wake-up. */
 static Py_ssize_t
 post_chunks(
@@ -396,9 +416,10 @@ post_chunks(
     }
     for (;;) {
         uint32_t n = 0;
-        PyObject *event;
-        while (n < FTB_BATCH_MAX && (event = PyIter_Next(iterator)) != NULL) {
-            items[n++] = (struct ftb_item){.target = topic, .payload = event};
+        PyObject *payload;
+        while (n < FTB_BATCH_MAX
+               && (payload = next_payload(iterator, options->context)) != NULL) {
+            items[n++] = (struct ftb_item){.target = topic, .payload = payload};
         }
         PyObject *error = PyErr_GetRaisedException(); /* the iterable's own */
         Py_ssize_t more = n > 0 ? post_chunk(&post, items, n) : 0;
@@ -424,12 +445,13 @@ post_many_unpacked(BusObject *bus, struct ftb_topic *topic, PyObject **arguments
     int has_order = (options.partition != NULL && options.partition != Py_None)
                     || options.is_urgent || bus->orders_by_key;
     PyObject *iterator = PyObject_GetIter(arguments[0]);
-    if (iterator == NULL) {
-        return NULL;
+    Py_ssize_t queued_n = -1;
+    if (iterator != NULL) {
+        queued_n = has_order ? post_each(bus, topic, iterator, &options)
+                             : post_chunks(bus, topic, iterator, &options);
+        Py_DECREF(iterator);
     }
-    Py_ssize_t queued_n = has_order ? post_each(bus, topic, iterator, &options)
-                                    : post_chunks(bus, topic, iterator, &options);
-    Py_DECREF(iterator);
+    Py_XDECREF(options.context);
     return queued_n < 0 ? NULL : PyLong_FromSsize_t(queued_n);
 }
 
@@ -437,7 +459,7 @@ PyObject *
 topic_post_many(
     PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    PyObject *out[4];
+    PyObject *out[5];
     TopicObject *topic = (TopicObject *)self;
     if (args_unpack(&topic_post_many_spec, args, nargs, kwnames, out) < 0) {
         return NULL;
@@ -449,7 +471,7 @@ PyObject *
 bus_post_many(
     PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    PyObject *out[5];
+    PyObject *out[6];
     if (args_unpack(&bus_post_many_spec, args, nargs, kwnames, out) < 0) {
         return NULL;
     }

@@ -79,13 +79,13 @@ static PyMethodDef topic_methods[] = {
     {"post", (PyCFunction)(void (*)(void))topic_post, METH_FASTCALL | METH_KEYWORDS,
      PyDoc_STR(
          "post($self, event=None, *, partition=None, timeout=None,\n"
-         "    urgent=False)\n--\n\n"
+         "    urgent=False, context=None)\n--\n\n"
          "Queue the event for the workers; see EventBus.post.")},
     {"post_many", (PyCFunction)(void (*)(void))topic_post_many,
      METH_FASTCALL | METH_KEYWORDS,
      PyDoc_STR(
          "post_many($self, events, *, partition=None, timeout=None,\n"
-         "    urgent=False)\n--\n\n"
+         "    urgent=False, context=None)\n--\n\n"
          "Queue each event of an iterable; see EventBus.post_many.")},
     {NULL, NULL, 0, NULL},
 };

@@ -1,5 +1,6 @@
 /* The workers: running what is queued, waiting, stopping. */
 #include "bus.h"
+#include "context.h"
 #include "emit.h"
 #include "errors.h"
 
@@ -86,11 +87,14 @@ bus_run_task(BusObject *bus, PyObject *task)
 static void
 run_event(BusObject *bus, struct ftb_topic *topic, PyObject *event)
 {
+    struct entered entered;
+    int result = context_enter(&event, &entered);
     struct delivery delivery = {.bus = bus, .event = event};
-    if (delivery_run(&delivery, topic) < 0) {
+    if (result < 0 || delivery_run(&delivery, topic) < 0) {
         bus_report_failure(bus, PyErr_GetRaisedException(), topic->key_object, NULL);
     }
     delivery_fini(&delivery);
+    context_exit(&entered);
 }
 
 /* Share the event's handlers with idle workers and run those that they leave. Returns
@@ -197,12 +201,17 @@ bus_help(BusObject *bus)
     if (Py_EnterRecursiveCall(" while a handler waits for its own bus")) {
         return -1;
     }
-    int ran = help_own_batches(bus);
-    if (!ran && ftb_pool_take_one(pool, &batch) > 0) {
+    struct entered entered; /* what runs here does not see the waiting one's context */
+    int ran = context_enter_empty(&entered);
+    if (ran == 0) {
+        ran = help_own_batches(bus);
+    }
+    if (ran == 0 && ftb_pool_take_one(pool, &batch) > 0) {
         ran = 1;
         run_batch(bus, FTB_NO_WORKER, &batch);
         ftb_pool_finish(pool, FTB_NO_WORKER, &batch);
     }
+    context_exit(&entered);
     Py_LeaveRecursiveCall();
     return ran;
 }
