@@ -20,6 +20,7 @@ from ftbus.errors import (
     HandlerTypeError,
     InvalidOptionError,
     QueueFullError,
+    StreamFullError,
     UnknownCodecError,
     UnsupportedKeyError,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "Key",
     "PoolStats",
     "QueueFullError",
+    "StreamFullError",
     "StripedMap",
     "Subscription",
     "Topic",

@@ -6,6 +6,7 @@ file is what surrounds them.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 from ftbus import _core, codecs, dispatch, handlers, lifecycle, stats
 from ftbus.errors import BusClosedError, InvalidOptionError
 from ftbus.executor import BusExecutor
+from ftbus.streams import EventStream
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
     from concurrent.futures import Future
     from contextvars import Context
@@ -64,8 +65,8 @@ class EventBus(_core.Bus):
         events raise (and those of emit with errors="log"); None logs to "ftbus".
     name: appears in the repr, thread names and reports.
 
-    A bus is a context manager that closes on leaving. Every method may be called from
-    any thread. Raises InvalidOptionError.
+    A bus is a context manager, async too, that closes on leaving. Every method may be
+    called from any thread. Raises InvalidOptionError.
     """
 
     __slots__ = (
@@ -79,6 +80,7 @@ class EventBus(_core.Bus):
         "_on_error",
         "_overflow",
         "_queue_size",
+        "_sinks",
         "_threads",
         "_workers",
         "name",
@@ -131,6 +133,7 @@ class EventBus(_core.Bus):
         self._handles: dict[int, Topic] | None = None
         self._closing = False
         self._closers: set[threading.Thread] = set()
+        self._sinks: set[Any] = set()  # streams to end when this is closed
         self._baseline: stats.BusStats | None = None
         self._configure(
             self._codec,
@@ -232,6 +235,27 @@ class EventBus(_core.Bus):
         if self._handles is None:
             self._handles = {}
         return super().pin()
+
+    def stream(
+        self,
+        key: object,
+        *,
+        maxsize: int = 1024,
+        overflow: Overflow = "drop_oldest",
+        **options: Any,
+    ) -> EventStream:
+        """Subscribe an async iterator: `async for event in bus.stream(key)`.
+
+        maxsize: how many events may wait in it, 1 or more.
+        overflow: what happens to an event that finds it full: "drop_oldest" or
+            "drop_newest" drop and count it (stream.dropped), "raise" raises
+            StreamFullError as a failing handler does, "block" makes the emitting or
+            worker thread wait (on the stream's own event loop it raises).
+        options: priority, once and encoded, as of subscribe.
+
+        Call it where an event loop is running. Raises what subscribe raises.
+        """
+        return EventStream(self, key, maxsize, overflow, options)
 
     # Queueing
 
@@ -343,6 +367,18 @@ class EventBus(_core.Bus):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close in a thread: async handlers go on running on this loop meanwhile."""
+        await asyncio.to_thread(self.close)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self._workers} workers"

@@ -409,6 +409,10 @@ def close(bus: EventBus, *, drain: bool, timeout: float) -> int:
         left += _drop_latecomers(bus)
     left += bus._unstarted()  # what this thread took together with its own event
     bus._clear_handlers()
+    with bus._lock:
+        sinks = list(bus._sinks)
+    for sink in sinks:
+        sink.end()
     if bus._handles:
         bus._handles.clear()
     if is_first:

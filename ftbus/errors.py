@@ -87,6 +87,18 @@ class QueueFullError(FtbusError, RuntimeError):
         )
 
 
+class StreamFullError(FtbusError, RuntimeError):
+    """A stream had no space, and its overflow policy says to refuse."""
+
+    def __init__(self, key: object, maxsize: int) -> None:
+        self.key = key
+        self.maxsize = maxsize
+        super().__init__(
+            f"a stream of {_repr(key)} is full: {maxsize} events wait; take them "
+            "faster, raise maxsize, or choose another overflow"
+        )
+
+
 class EventDroppedError(FtbusError, CancelledError):
     """What a Future stood for was given up, by the overflow policy or by close."""
 

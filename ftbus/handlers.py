@@ -9,7 +9,6 @@ import weakref
 from collections import deque
 from contextlib import suppress
 from contextvars import Context, copy_context
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ftbus import _core
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from ftbus.bus import EventBus
 
     type Handler = Callable[[Any], Any]
-    type _Start = Callable[[], Coroutine[Any, Any, None]]
+    type _Entry = tuple[AsyncHandler, object, Context | None]
 
 
 def prepare(
@@ -43,7 +42,7 @@ def prepare(
     if is_async(handler):
         if weak:
             raise InvalidOptionError("weak", weak, "weak=False for an async handler")
-        return AsyncHandler(bus, key, handler, _loop_of(loop)), 0
+        return AsyncHandler(bus, key, handler, loop_of(loop)), 0
     if loop is not None:
         raise InvalidOptionError("loop", loop, "loop only with an async handler")
     if not weak:
@@ -52,7 +51,7 @@ def prepare(
     return handler, _core.WEAK
 
 
-def _loop_of(loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
+def loop_of(loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
     """Return the loop asked for, or the one that is running here."""
     if isinstance(loop, asyncio.AbstractEventLoop):
         return loop
@@ -121,8 +120,7 @@ class AsyncHandler:
     def __call__(self, event: object) -> None:
         """Queue the event for the loop; raises RuntimeError if the loop is closed."""
         context = copy_context()
-        start = partial(self._run, event)
-        self._inbox.put(start, context if len(context) else None)
+        self._inbox.put(self, event, context if len(context) else None)
 
     def start(self, event: object) -> Future[Any]:
         """Run the handler on its loop; return a Future of its result."""
@@ -133,13 +131,19 @@ class AsyncHandler:
             coroutine.close()
             raise
 
-    async def _run(self, event: object) -> None:
+    async def run(self, event: object) -> None:
+        """Run the handler; what it raises is counted and reported."""
         try:
             await self._function(event)
         except Exception as error:
-            bus = self._bus()
-            if bus is not None:
-                bus._report_failure(error, self._key, self._function)
+            self.report(error)
+
+    def report(self, error: Exception) -> None:
+        """Count a failure that nobody waits for, and hand it on."""
+        bus = self._bus()
+        if bus is not None:
+            bus._count_failed(self._key)
+            bus._report_failure(error, self._key, self._function)
 
     def __repr__(self) -> str:
         return f"<async {self._function!r}>"
@@ -151,34 +155,48 @@ class _Inbox:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self._lock = threading.RLock()  # a finalizer may emit while it is held
-        self._waiting: deque[tuple[_Start, Context | None]] = deque()
+        self._waiting: deque[_Entry] = deque()
         self._is_woken = False
         self._tasks: set[asyncio.Task[None]] = set()  # used by the loop's thread only
 
-    def put(self, start: _Start, context: Context | None) -> None:
+    def put(
+        self, handler: AsyncHandler, event: object, context: Context | None
+    ) -> None:
         if self.loop.is_closed():  # a wake-up that it never got to must not hide that
+            self._give_up()
             raise RuntimeError(f"{self.loop!r} is closed")
+        entry = handler, event, context
         with self._lock:
-            self._waiting.append((start, context))
+            self._waiting.append(entry)
             must_wake = not self._is_woken
             self._is_woken = True
         if must_wake:
             try:
                 self.loop.call_soon_threadsafe(self._run_waiting)
             except RuntimeError:
-                with self._lock:
-                    self._waiting.clear()
-                    self._is_woken = False
+                self._give_up(but=entry)  # that is the caller's to report
                 raise
 
-    def _run_waiting(self) -> None:
+    def _take_waiting(self) -> list[_Entry]:
         with self._lock:
             batch = list(self._waiting)
             self._waiting.clear()
             self._is_woken = False
-        for start, context in batch:
+        return batch
+
+    def _give_up(self, but: _Entry | None = None) -> None:
+        """Report what the loop was to run when it was closed."""
+        for entry in self._take_waiting():
+            if entry is not but:
+                error = RuntimeError(f"{self.loop!r} was closed before it ran")
+                entry[0].report(error)
+
+    def _run_waiting(self) -> None:
+        for handler, event, context in self._take_waiting():
             # None would be the context of whoever woke the loop.
-            task = self.loop.create_task(start(), context=context or Context())
+            task = self.loop.create_task(
+                handler.run(event), context=context or Context()
+            )
             self._tasks.add(task)  # the loop itself holds tasks only weakly
             task.add_done_callback(self._tasks.discard)
 

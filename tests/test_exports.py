@@ -33,6 +33,7 @@ PUBLIC = [
     "Key",
     "PoolStats",
     "QueueFullError",
+    "StreamFullError",
     "StripedMap",
     "Subscription",
     "Topic",
@@ -62,6 +63,7 @@ BUS = [
     "report",
     "reset_stats",
     "stats",
+    "stream",
     "subscribe",
     "topic",
 ]

@@ -1,4 +1,5 @@
-/* For handlers that wait for work of their own bus: running it instead. */
+/* For the Python side of the dispatcher: running queued work while a handler waits for it,
+ * and counting what happens outside the workers. */
 #include "bus.h"
 #include "context.h"
 
@@ -33,4 +34,18 @@ bus_is_full(PyObject *self, PyObject *unused)
     BusObject *bus = (BusObject *)self;
     ftb_pool_t *pool = ftb_load_acquire(&bus->pool);
     return PyBool_FromLong(pool != NULL && ftb_pool_queued(pool) >= bus->queue_size);
+}
+
+PyObject *
+bus_count_failed(PyObject *self, PyObject *key)
+{
+    struct ftb_topic *topic = bus_topic_of((BusObject *)self, key);
+    struct ftb_thread *thread = topic != NULL ? bus_thread() : NULL;
+    struct ftb_cell *cell =
+        thread != NULL ? bus_cell(thread, ftb_topic_id(topic)) : NULL;
+    if (cell == NULL) {
+        return NULL;
+    }
+    ftb_count_local(&cell->failed, 1);
+    Py_RETURN_NONE;
 }
