@@ -26,6 +26,7 @@ from ftbus.errors import (
 )
 from ftbus.stats import BusStats, Counters, TopicStats, WorkerStats
 from ftbus.striped_map import StripedMap
+from ftbus.timers import Timer
 
 __version__ = "0.1.0"
 
@@ -54,6 +55,7 @@ __all__ = [
     "StreamFullError",
     "StripedMap",
     "Subscription",
+    "Timer",
     "Topic",
     "TopicStats",
     "UnknownCodecError",

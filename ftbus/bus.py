@@ -11,7 +11,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
-from ftbus import _core, codecs, dispatch, handlers, lifecycle, stats
+from ftbus import _core, codecs, dispatch, handlers, lifecycle, stats, timers
 from ftbus.errors import BusClosedError, InvalidOptionError
 from ftbus.executor import BusExecutor
 from ftbus.streams import EventStream
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ftbus._core import Subscription
+    from ftbus.timers import Timer
 
     type Handler = Callable[[Any], Any]
     type ErrorHook = Callable[[BaseException, object, object], None]
@@ -82,6 +83,7 @@ class EventBus(_core.Bus):
         "_queue_size",
         "_sinks",
         "_threads",
+        "_timers",
         "_workers",
         "name",
     )
@@ -134,6 +136,7 @@ class EventBus(_core.Bus):
         self._closing = False
         self._closers: set[threading.Thread] = set()
         self._sinks: set[Any] = set()  # streams to end when this is closed
+        self._timers: timers.Timers | None = None
         self._baseline: stats.BusStats | None = None
         self._configure(
             self._codec,
@@ -300,6 +303,50 @@ class EventBus(_core.Bus):
         """
         pair = self._resolve(key, *event)
         return await dispatch.acall(self, *pair, timeout, context)
+
+    def post_later(
+        self,
+        delay_s: float,
+        key: object,
+        *event: object,
+        partition: object = None,
+        context: Context | None = None,
+    ) -> Timer:
+        """Post an event after a delay; return the Timer that cancels it.
+
+        delay_s: seconds, 0 or more, by the monotonic clock. One thread per bus, started
+            by its first timer, posts what is due, some tenths of a millisecond late on
+            an idle machine.
+        The other arguments are those of post. A timer does not wait for space: what a
+        full queue refuses goes to on_error. close() cancels it; in a fork's child it
+        does not happen.
+
+        Raises InvalidOptionError, UnsupportedKeyError and BusClosedError.
+        """
+        pair = self._resolve(key, *event)
+        return timers.post_later(self, delay_s, *pair, partition, context)
+
+    def every(
+        self,
+        interval_s: float,
+        key: object,
+        *event: object,
+        factory: Callable[[], Any] | None = None,
+        partition: object = None,
+        context: Context | None = None,
+    ) -> Timer:
+        """Post an event again and again; return the Timer that cancels it.
+
+        interval_s: seconds between the ticks, the first of which is one interval from
+            now. They do not drift; one whose time has passed when its turn comes is
+            left out, and counted in timer.missed.
+        factory: called for each event, in the timers' thread, instead of `event`. What
+            it raises goes to on_error.
+
+        Otherwise like post_later.
+        """
+        pair = self._resolve(key, *event)
+        return timers.every(self, interval_s, *pair, factory, partition, context)
 
     def executor(
         self,

@@ -398,6 +398,8 @@ def close(bus: EventBus, *, drain: bool, timeout: float) -> int:
     with bus._lock:
         is_first = not bus._closing
         bus._closing = True
+    if bus._timers is not None:
+        bus._timers.stop()
     bus._close_pool()
     if drain:
         bus._drain(timeout)

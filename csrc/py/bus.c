@@ -421,6 +421,7 @@ static PyMethodDef bus_methods[] = {
          "Queue each event of an iterable; return how many were queued.\n\n"
          "`partition` may be a function of the event. Any thread.")},
     {"_after_fork_child", bus_after_fork_child, METH_NOARGS, NULL},
+    {"_check_key", bus_check_key, METH_O, NULL},
     {"_claim_handlers", bus_claim_handlers, METH_O, NULL},
     {"_clear_handlers", bus_clear_handlers, METH_NOARGS, NULL},
     {"_close_pool", bus_close_pool, METH_NOARGS, NULL},

@@ -2,6 +2,7 @@
  * and counting what happens outside the workers. */
 #include "bus.h"
 #include "context.h"
+#include "key.h"
 
 PyObject *
 bus_help_one(PyObject *self, PyObject *unused)
@@ -47,5 +48,16 @@ bus_count_failed(PyObject *self, PyObject *key)
         return NULL;
     }
     ftb_count_local(&cell->failed, 1);
+    Py_RETURN_NONE;
+}
+
+PyObject *
+bus_check_key(PyObject *self, PyObject *key)
+{
+    (void)self;
+    struct ftb_object_key unused;
+    if (ftb_object_key_of(key, &unused) < 0) {
+        return NULL;
+    }
     Py_RETURN_NONE;
 }
