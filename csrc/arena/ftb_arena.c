@@ -19,30 +19,30 @@
 /* Guards the registry. Taken before any arena's lock. */
 static pthread_mutex_t registry_lock = PTHREAD_MUTEX_INITIALIZER;
 /* Arenas by slot. Written under the lock, each change as one ordered store, so that a
- * fork child finds them whole even if the lock was held: slots first, then the size. */
+ * fork child finds them whole even if the lock was held: slots first, then the size.
+ * Read under the lock or in such a child, which has one thread: all loads are relaxed. */
 typedef ftb_atomic(ftb_arena_t *) registry_slot_t;
 static ftb_atomic(registry_slot_t *) registry_slots;
 static ftb_atomic(uint32_t) registry_n;
 static uint64_t registry_serial; /* the last one given; guarded by the lock */
 
-/* The slot's content, also in a fork child: pairs with the release stores below. */
 static ftb_arena_t *
 registry_at(uint32_t slot)
 {
-    return ftb_load_acquire(&ftb_load_acquire(&registry_slots)[slot]);
+    return ftb_load_relaxed(&ftb_load_relaxed(&registry_slots)[slot]);
 }
 
 static void
 registry_set_locked(uint32_t slot, ftb_arena_t *arena)
 {
-    ftb_store_release(&ftb_load_acquire(&registry_slots)[slot], arena);
+    ftb_store_release(&ftb_load_relaxed(&registry_slots)[slot], arena);
 }
 
 static bool
 registry_grow_locked(void)
 {
-    uint32_t old_n = ftb_load_acquire(&registry_n);
-    registry_slot_t *old = ftb_load_acquire(&registry_slots);
+    uint32_t old_n = ftb_load_relaxed(&registry_n);
+    registry_slot_t *old = ftb_load_relaxed(&registry_slots);
     uint32_t new_n = 2 * (old_n + 4);
     registry_slot_t *slots = ftb_alloc(new_n * sizeof *slots);
     if (slots == NULL) {
@@ -51,8 +51,8 @@ registry_grow_locked(void)
     for (uint32_t i = 0; i < old_n; i++) {
         ftb_init(&slots[i], registry_at(i));
     }
-    ftb_store_release(&registry_slots, slots); /* pairs with registry_at in a child */
-    ftb_store_release(&registry_n, new_n);     /* pairs with the loads in a child */
+    ftb_store_release(&registry_slots, slots); /* after the copies, for a child */
+    ftb_store_release(&registry_n, new_n);     /* after the slots, likewise */
     ftb_free(old);
     return true;
 }
@@ -61,7 +61,7 @@ registry_grow_locked(void)
 static bool
 registry_add_locked(ftb_arena_t *arena)
 {
-    uint32_t n = ftb_load_acquire(&registry_n);
+    uint32_t n = ftb_load_relaxed(&registry_n);
     uint32_t slot = 0;
     while (slot < n && registry_at(slot) != NULL) {
         slot++;
@@ -78,7 +78,7 @@ registry_add_locked(ftb_arena_t *arena)
 static ftb_arena_t *
 registry_find_locked(uint32_t slot, uint64_t serial)
 {
-    if (slot >= ftb_load_acquire(&registry_n)) {
+    if (slot >= ftb_load_relaxed(&registry_n)) {
         return NULL;
     }
     ftb_arena_t *arena = registry_at(slot);
@@ -118,9 +118,9 @@ arena_reap_locked(ftb_arena_t *arena)
 static void
 registry_sweep_locked(void)
 {
-    for (uint32_t i = 0; i < ftb_load_acquire(&registry_n); i++) {
+    for (uint32_t i = 0; i < ftb_load_relaxed(&registry_n); i++) {
         ftb_arena_t *arena = registry_at(i);
-        if (arena != NULL && ftb_load_acquire(&arena->closing)) {
+        if (arena != NULL && ftb_load_relaxed(&arena->closing)) {
             arena_reap_locked(arena);
         }
     }
@@ -156,7 +156,7 @@ ftb_arena_free(ftb_arena_t *arena)
         return;
     }
     pthread_mutex_lock(&registry_lock);
-    ftb_store_seq_cst(&arena->closing, true); /* pairs with the load of a release */
+    ftb_store_relaxed(&arena->closing, true); /* relaxed: by 3, early or late is fine */
     registry_sweep_locked();
     pthread_mutex_unlock(&registry_lock);
 }
@@ -208,16 +208,17 @@ ftb_arena_trim(ftb_arena_t *arena)
 bool
 ftb__arena_reserve(ftb_arena_t *arena, uint64_t bytes)
 {
-    uint64_t before = ftb_load_acquire(&arena->reserved_bytes);
+    /* relaxed, all: sums that bound nothing but themselves */
+    uint64_t before = ftb_load_relaxed(&arena->reserved_bytes);
     do {
         if (arena->limit_bytes != 0
             && (before > arena->limit_bytes || bytes > arena->limit_bytes - before)) {
             return false;
         }
-    } while (!ftb_cas_acq_rel(&arena->reserved_bytes, &before, before + bytes));
+    } while (!ftb_cas_relaxed(&arena->reserved_bytes, &before, before + bytes));
     uint64_t now = before + bytes;
-    uint64_t peak = ftb_load_acquire(&arena->peak_bytes);
-    while (peak < now && !ftb_cas_acq_rel(&arena->peak_bytes, &peak, now)) {
+    uint64_t peak = ftb_load_relaxed(&arena->peak_bytes);
+    while (peak < now && !ftb_cas_relaxed(&arena->peak_bytes, &peak, now)) {
     }
     return true;
 }
@@ -225,7 +226,7 @@ ftb__arena_reserve(ftb_arena_t *arena, uint64_t bytes)
 void
 ftb__arena_unreserve(ftb_arena_t *arena, uint64_t bytes)
 {
-    ftb_sub_acq_rel(&arena->reserved_bytes, bytes);
+    ftb_sub_relaxed(&arena->reserved_bytes, bytes); /* relaxed: as above */
 }
 
 /* This thread's own record is whole: the thread was in fork, not in the arena. */
@@ -258,7 +259,7 @@ ftb_arena_after_fork_child(void)
 {
     pthread_mutex_init(&registry_lock, NULL);
     ftb__leak_after_fork_child();
-    for (uint32_t i = 0; i < ftb_load_acquire(&registry_n); i++) {
+    for (uint32_t i = 0; i < ftb_load_relaxed(&registry_n); i++) {
         ftb_arena_t *arena = registry_at(i);
         if (arena != NULL) {
             arena_after_fork_child(arena);

@@ -5,7 +5,8 @@
  *
  * Every counter only grows, and has one writer or is added to atomically. All counts
  * of frees are read before any count of allocations: a free that is counted happened
- * after its allocation was counted, so a sum taken amid work is never negative. */
+ * after its allocation was counted, so a sum taken amid work is never negative. For that
+ * the counts of frees are released and acquired; all other loads here are relaxed. */
 #include "ftb_arena_internal.h"
 
 #include <stdio.h>
@@ -29,13 +30,13 @@ sum_frees_locked(ftb_arena_t *arena, struct sums *sums)
             sums->frees[i] += ftb_load_acquire(&cache->bins[i].frees);
         }
         sums->large_frees += ftb_load_acquire(&cache->large_frees);
-        sums->large_free_bytes += ftb_load_acquire(&cache->large_free_bytes);
+        sums->large_free_bytes += ftb_load_relaxed(&cache->large_free_bytes);
     }
     for (uint32_t i = 0; i < FTB_ARENA_CLASSES; i++) {
         sums->frees[i] += ftb_load_acquire(&arena->depots[i].stray_frees);
     }
     sums->large_frees += ftb_load_acquire(&arena->stray_large_frees);
-    sums->large_free_bytes += ftb_load_acquire(&arena->stray_large_free_bytes);
+    sums->large_free_bytes += ftb_load_relaxed(&arena->stray_large_free_bytes);
 }
 
 static void
@@ -43,16 +44,16 @@ sum_allocs_locked(ftb_arena_t *arena, struct sums *sums)
 {
     for (struct ftb__cache *cache = arena->caches; cache != NULL; cache = cache->next) {
         for (uint32_t i = 0; i < FTB_ARENA_CLASSES; i++) {
-            sums->allocs[i] += ftb_load_acquire(&cache->bins[i].allocs);
+            sums->allocs[i] += ftb_load_relaxed(&cache->bins[i].allocs);
         }
-        sums->large_allocs += ftb_load_acquire(&cache->large_allocs);
-        sums->large_alloc_bytes += ftb_load_acquire(&cache->large_alloc_bytes);
+        sums->large_allocs += ftb_load_relaxed(&cache->large_allocs);
+        sums->large_alloc_bytes += ftb_load_relaxed(&cache->large_alloc_bytes);
     }
     for (uint32_t i = 0; i < FTB_ARENA_CLASSES; i++) {
-        sums->allocs[i] += ftb_load_acquire(&arena->depots[i].stray_allocs);
+        sums->allocs[i] += ftb_load_relaxed(&arena->depots[i].stray_allocs);
     }
-    sums->large_allocs += ftb_load_acquire(&arena->stray_large_allocs);
-    sums->large_alloc_bytes += ftb_load_acquire(&arena->stray_large_alloc_bytes);
+    sums->large_allocs += ftb_load_relaxed(&arena->stray_large_allocs);
+    sums->large_alloc_bytes += ftb_load_relaxed(&arena->stray_large_alloc_bytes);
 }
 
 uint64_t
@@ -85,20 +86,20 @@ ftb_arena_stats(ftb_arena_t *arena, struct ftb_arena_stats *stats)
     stats->caches = arena->caches_n;
     pthread_mutex_unlock(&arena->lock);
     stats->limit_bytes = arena->limit_bytes;
-    stats->reserved_bytes = ftb_load_acquire(&arena->reserved_bytes);
-    stats->peak_bytes = ftb_load_acquire(&arena->peak_bytes);
+    stats->reserved_bytes = ftb_load_relaxed(&arena->reserved_bytes);
+    stats->peak_bytes = ftb_load_relaxed(&arena->peak_bytes);
     stats->large_live = sums.large_allocs - sums.large_frees;
     stats->live_blocks = stats->large_live;
     stats->live_bytes = minus(sums.large_alloc_bytes, sums.large_free_bytes);
     stats->allocs = sums.large_allocs;
     stats->frees = sums.large_frees;
-    stats->misses = ftb_load_acquire(&arena->large_created);
+    stats->misses = ftb_load_relaxed(&arena->large_created);
     for (uint32_t i = 0; i < FTB_ARENA_CLASSES; i++) {
         struct ftb_arena_class_stats *class = &stats->classes[i];
-        uint64_t destroyed = ftb_load_acquire(&arena->depots[i].destroyed);
+        uint64_t destroyed = ftb_load_relaxed(&arena->depots[i].destroyed);
         class->capacity_bytes = ftb__class_capacity(i);
         class->allocs = sums.allocs[i];
-        class->misses = ftb_load_acquire(&arena->depots[i].created);
+        class->misses = ftb_load_relaxed(&arena->depots[i].created);
         class->live = sums.allocs[i] - sums.frees[i];
         class->cached = minus(class->misses, destroyed + class->live);
         stats->live_blocks += class->live;

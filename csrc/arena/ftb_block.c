@@ -100,8 +100,8 @@ ftb__block_fault(const ftb_block_t *block, const char *fault)
         "ftb_arena: %s: block %p, capacity %llu bytes, generation %u, "
         "%u references\n",
         fault, (const void *)block, (unsigned long long)block->cap,
-        (unsigned)ftb_load_acquire(&block->gen),
-        (unsigned)ftb_load_acquire(&block->rc));
+        (unsigned)ftb_load_relaxed(&block->gen), /* relaxed: to look at */
+        (unsigned)ftb_load_relaxed(&block->rc));
     ftb__leak_describe(block);
     abort();
 }
@@ -112,7 +112,7 @@ ftb__block_fault_if_free(ftb_block_t *block)
     if (block->canary != ftb__block_canary(block)) {
         return "header overwritten while free";
     }
-    if (ftb_load_acquire(&block->rc) != 0) {
+    if (ftb_load_relaxed(&block->rc) != 0) { /* relaxed: the block is ours */
         return "retained while free";
     }
     if (!tail_is_whole(block)) {
@@ -251,7 +251,7 @@ ftb__block_destroy_large(
             &cache->large_frees, ftb_load_relaxed(&cache->large_frees) + 1);
     } else {
         ftb_add_relaxed(&arena->stray_large_free_bytes, size); /* relaxed: a count */
-        ftb_add_acq_rel(&arena->stray_large_frees, 1);
+        ftb_add_release(&arena->stray_large_frees, 1);
     }
 }
 
@@ -272,7 +272,7 @@ ftb_block_is_unique(const ftb_block_t *block)
 uint32_t
 ftb_block_refcount(const ftb_block_t *block)
 {
-    return ftb_load_acquire(&block->rc);
+    return ftb_load_relaxed(&block->rc); /* relaxed: it orders nothing */
 }
 
 uint32_t

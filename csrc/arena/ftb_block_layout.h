@@ -45,7 +45,8 @@ ftb__block_bytes(ftb_block_t *block)
 static inline uint32_t
 ftb__block_gen(const ftb_block_t *block)
 {
-    return ftb_load_acquire(&block->gen); /* pairs with nothing: see ftb_arena.h */
+    return ftb_load_relaxed(
+        &block->gen); /* relaxed: who asks holds a reference, or did */
 }
 
 /* ftb_block_zero */

@@ -191,7 +191,7 @@ static FTB_NOINLINE void
 recycle_slowly(ftb_block_t *block)
 {
     ftb_arena_t *arena = block->arena;
-    bool closing = ftb_load_acquire(&arena->closing);
+    bool closing = ftb_load_relaxed(&arena->closing); /* relaxed: 3 in ftb_arena.c */
     uint32_t slot = arena->slot;
     uint64_t serial = arena->serial;
     struct ftb__cache *cache = ftb__cache_get(arena);
@@ -210,7 +210,7 @@ recycle_slowly(ftb_block_t *block)
         } else {
             block->next = NULL;
             ftb__block_destroy_chain(block);
-            ftb_add_acq_rel(&depot->stray_frees, 1);
+            ftb_add_release(&depot->stray_frees, 1);
         }
     }
     if (closing) {
@@ -231,7 +231,8 @@ block_recycle(ftb_block_t *block)
     struct ftb__cache *cache = ftb__cache_peek(arena);
     if (FTB_LIKELY(
             cache != NULL && block->class_ix != FTB__LARGE
-            && !ftb_leak_is_watched(block) && !ftb_load_acquire(&arena->closing))) {
+            && !ftb_leak_is_watched(block)
+            && !ftb_load_relaxed(&arena->closing))) { /* relaxed: as above */
         struct ftb__bin *bin = &cache->bins[block->class_ix];
         if (FTB_LIKELY(bin->loaded_n < bin->magazine_n)) {
             ftb__block_enter_free(block);

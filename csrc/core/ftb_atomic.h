@@ -21,6 +21,10 @@
 #define ftb_atomic(T) _Atomic(T)
 #define ftb_init(p, v) atomic_init((p), (v))
 
+/* An atomic whose stores some protocol puts in order, for which any order will do. The
+ * model checker reports two stores that nothing orders. */
+#define ftb_atomic_ordered(T) _Atomic(T)
+
 /* Shared data that is not atomic: some protocol hands it from thread to thread. The
  * model checker reports every access that the protocol does not order. */
 #define ftb_plain(T) T
@@ -45,6 +49,10 @@
 #define ftb_store_release(p, v) atomic_store_explicit((p), (v), memory_order_release)
 #define ftb_store_seq_cst(p, v) atomic_store_explicit((p), (v), memory_order_seq_cst)
 
+#define ftb_exchange_acquire(p, v)                                                     \
+    atomic_exchange_explicit((p), (v), memory_order_acquire)
+#define ftb_exchange_release(p, v)                                                     \
+    atomic_exchange_explicit((p), (v), memory_order_release)
 #define ftb_exchange_acq_rel(p, v)                                                     \
     atomic_exchange_explicit((p), (v), memory_order_acq_rel)
 #define ftb_exchange_seq_cst(p, v)                                                     \
@@ -70,13 +78,14 @@
 
 /* Fetch-and-op: each returns the value before. */
 #define ftb_add_relaxed(p, v) atomic_fetch_add_explicit((p), (v), memory_order_relaxed)
+#define ftb_add_release(p, v) atomic_fetch_add_explicit((p), (v), memory_order_release)
 #define ftb_add_acq_rel(p, v) atomic_fetch_add_explicit((p), (v), memory_order_acq_rel)
 #define ftb_add_seq_cst(p, v) atomic_fetch_add_explicit((p), (v), memory_order_seq_cst)
 #define ftb_sub_relaxed(p, v) atomic_fetch_sub_explicit((p), (v), memory_order_relaxed)
 #define ftb_sub_release(p, v) atomic_fetch_sub_explicit((p), (v), memory_order_release)
 #define ftb_sub_acq_rel(p, v) atomic_fetch_sub_explicit((p), (v), memory_order_acq_rel)
 #define ftb_sub_seq_cst(p, v) atomic_fetch_sub_explicit((p), (v), memory_order_seq_cst)
-#define ftb_and_seq_cst(p, v) atomic_fetch_and_explicit((p), (v), memory_order_seq_cst)
+#define ftb_and_acq_rel(p, v) atomic_fetch_and_explicit((p), (v), memory_order_acq_rel)
 #define ftb_or_seq_cst(p, v) atomic_fetch_or_explicit((p), (v), memory_order_seq_cst)
 #endif /* FTB_RELACY */
 

@@ -27,8 +27,10 @@
 #include "ftb_atomic.h"
 #include "ftb_base.h"
 
+#ifndef FTB_IDLE_MAX       /* a model has fewer, and each in a word of its own */
 #define FTB_IDLE_MAX 1024u /* workers of one bitmap */
 #define FTB_IDLE_WORD_BITS 64u
+#endif
 
 struct ftb_idle {
     uint32_t words_n; /* written once, by init */
@@ -61,15 +63,18 @@ ftb_idle_set(struct ftb_idle *idle, uint32_t ix)
 }
 
 /* Take the announcement back. Returns false if a waker cleared the bit first; its unpark
- * has come or will. */
+ * has come or will. Then what it published before is visible: both acquire, the claim
+ * releases. More is not needed, as the worker sets its bit again, and looks again, before
+ * it sleeps. (The clearing releases too: by the letter of C11 a seq_cst load may miss a
+ * set for an older store, unless that is seq_cst itself or happens before the set.) */
 static inline bool
 ftb_idle_clear(struct ftb_idle *idle, uint32_t ix)
 {
     ftb_atomic(uint64_t) *word = &idle->words[ix / FTB_IDLE_WORD_BITS];
-    if ((ftb_load_seq_cst(word) & ftb_idle_bit(ix)) == 0) {
+    if ((ftb_load_acquire(word) & ftb_idle_bit(ix)) == 0) {
         return false;
     }
-    return (ftb_and_seq_cst(word, ~ftb_idle_bit(ix)) & ftb_idle_bit(ix)) != 0;
+    return (ftb_and_acq_rel(word, ~ftb_idle_bit(ix)) & ftb_idle_bit(ix)) != 0;
 }
 
 /* Some worker that was idle a moment ago, or -1. Relaxed: a hint where to put an item. */
@@ -112,9 +117,10 @@ ftb_idle_claim(struct ftb_idle *idle, uint32_t preferred)
             if (i != 0 || (word & bit) == 0) {
                 bit = word & (~word + 1);
             }
-            /* acq_rel is enough, and relaxed if it fails: the load above has decided the
-             * order against every worker whose bit it did not see. */
-            if (ftb_cas_acq_rel(&idle->words[at], &word, word & ~bit)) {
+            /* Release: pairs with ftb_idle_clear. More is not needed, and relaxed if it
+             * fails: the load above has decided the order against every worker whose bit
+             * it did not see. */
+            if (ftb_cas_release(&idle->words[at], &word, word & ~bit)) {
                 return (int32_t)(at * FTB_IDLE_WORD_BITS) + __builtin_ctzll(bit);
             }
         }

@@ -81,7 +81,7 @@ void
 ftb_map_fini(struct ftb_map *map)
 {
     for (uint32_t i = 0; i < map->stripes_n; i++) {
-        ftb_free(ftb_load_acquire(&map->stripes[i].table));
+        ftb_free(ftb_load_relaxed(&map->stripes[i].table)); /* relaxed: ours alone */
         pthread_mutex_destroy(&map->stripes[i].lock);
     }
     ftb_free(map->stripes);
@@ -254,7 +254,8 @@ ftb_table_each(
     void *context)
 {
     for (uint32_t i = 0; i <= table->mask; i++) {
-        uintptr_t slot = ftb_load_acquire(&table->slots[i]);
+        /* relaxed: what is detached (under the lock) nobody writes to any more */
+        uintptr_t slot = ftb_load_relaxed(&table->slots[i]);
         if (slot > SLOT_REMOVED) {
             fn(slot_entry(slot), context);
         }
@@ -271,9 +272,10 @@ void
 ftb_map_dismantle(struct ftb_map *map, void (*fn)(struct ftb_entry *entry))
 {
     for (uint32_t s = 0; s < map->stripes_n; s++) {
-        struct ftb_table *table = ftb_load_acquire(&map->stripes[s].table);
+        /* relaxed, both: ours alone */
+        struct ftb_table *table = ftb_load_relaxed(&map->stripes[s].table);
         for (uint32_t i = 0; i <= table->mask; i++) {
-            uintptr_t slot = ftb_load_acquire(&table->slots[i]);
+            uintptr_t slot = ftb_load_relaxed(&table->slots[i]);
             if (slot > SLOT_REMOVED) {
                 fn(slot_entry(slot));
             }
@@ -349,10 +351,11 @@ ftb_map_is_valid(struct ftb_map *map)
 static void
 stripe_recount(struct ftb_stripe *stripe)
 {
-    struct ftb_table *table = ftb_load_acquire(&stripe->table);
+    /* relaxed, both: one thread is left */
+    struct ftb_table *table = ftb_load_relaxed(&stripe->table);
     stripe->entries_n = stripe->removed_n = 0;
     for (uint32_t i = 0; i <= table->mask; i++) {
-        uintptr_t slot = ftb_load_acquire(&table->slots[i]);
+        uintptr_t slot = ftb_load_relaxed(&table->slots[i]);
         stripe->entries_n += slot > SLOT_REMOVED;
         stripe->removed_n += slot == SLOT_REMOVED;
     }

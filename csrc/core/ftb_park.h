@@ -18,7 +18,9 @@
  * Waitset (Vyukov's eventcount): an epoch and a number of waiters in one word.
  * 1. A waiter registers (the add in prepare), then looks at its condition; a notifier
  *    changes the condition, then looks for waiters (the load in notify). All four are
- *    seq_cst, so one of them sees the other (Dekker).
+ *    seq_cst, so one of them sees the other (Dekker). Whatever else changes the word
+ *    releases: by the letter of C11 the load in notify may otherwise miss a prepare for
+ *    an older change that is neither seq_cst nor happens before it.
  * 2. The key is the epoch at registration. The epoch grows under the mutex, where the
  *    waiter compares it before it sleeps, so a notification after prepare ends the commit.
  *    (The epoch has 32 bits: a waiter would have to stand still for 2**32 notifications.)
@@ -81,8 +83,9 @@ void ftb_waitset_fini(struct ftb_waitset *waitset);
 static inline bool
 ftb_parker_unpark(struct ftb_parker *parker)
 {
-    /* Pairs with the acquires in take_note and wait. */
-    uint32_t before = ftb_exchange_acq_rel(&parker->state, FTB_PARKER_NOTIFIED);
+    /* Pairs with the acquires in take_note and wait; the waker reads nothing of the
+     * owner's. An exchange, so that two notes that come as one release what both did. */
+    uint32_t before = ftb_exchange_release(&parker->state, FTB_PARKER_NOTIFIED);
     if (before != FTB_PARKER_PARKED) {
         return false;
     }
@@ -125,13 +128,13 @@ ftb_parker_wait(struct ftb_parker *parker, uint64_t deadline_ns)
             is_late = ftb_cond_wait(&parker->cond, &parker->mutex, deadline_ns);
         } while (!is_late && ftb_load_relaxed(&parker->state) == FTB_PARKER_PARKED);
         /* (relaxed above: the exchange below acquires) */
-        if (ftb_exchange_acq_rel(&parker->state, FTB_PARKER_EMPTY)
+        if (ftb_exchange_acquire(&parker->state, FTB_PARKER_EMPTY)
             != FTB_PARKER_NOTIFIED) {
             result = FTB_TIMEOUT;
         }
     } else {
         /* An exchange and not a store: it must acquire the latest unpark. */
-        (void)ftb_exchange_acq_rel(&parker->state, FTB_PARKER_EMPTY);
+        (void)ftb_exchange_acquire(&parker->state, FTB_PARKER_EMPTY);
     }
     ftb_mutex_unlock(&parker->mutex);
     return result;
@@ -149,7 +152,7 @@ ftb_waitset_prepare(struct ftb_waitset *waitset)
 static inline void
 ftb_waitset_cancel(struct ftb_waitset *waitset)
 {
-    ftb_sub_relaxed(&waitset->word, 1); /* relaxed: a count too high costs a signal */
+    ftb_sub_release(&waitset->word, 1); /* late, it costs a signal; release: 1 above */
 }
 
 /* Sleep until a notification after the prepare that gave the key, or the deadline, and
@@ -178,8 +181,8 @@ ftb_waitset_notify(struct ftb_waitset *waitset, bool all)
         return;
     }
     ftb_mutex_lock(&waitset->mutex);
-    /* relaxed: waiters compare the epoch under the mutex */
-    ftb_add_relaxed(&waitset->word, UINT64_C(1) << 32);
+    /* Release: 1 above; waiters compare the epoch under the mutex. */
+    ftb_add_release(&waitset->word, UINT64_C(1) << 32);
     ftb_mutex_unlock(&waitset->mutex);
     if (all) {
         ftb_cond_broadcast(&waitset->cond);

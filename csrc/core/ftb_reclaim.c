@@ -87,7 +87,7 @@ exit_hook_init(void)
 static struct ftb_thread *
 thread_reuse(void)
 {
-    struct ftb_thread *thread = ftb_load_seq_cst(&threads.head);
+    struct ftb_thread *thread = ftb__threads_first(&threads);
     while (thread != NULL && !ftb__thread_try_own(thread)) {
         thread = ftb_load_relaxed(&thread->next);
     }
@@ -133,7 +133,7 @@ ftb_thread_register(void)
 void
 ftb_thread_each(void (*fn)(struct ftb_thread *thread, void *context), void *context)
 {
-    struct ftb_thread *thread = ftb_load_seq_cst(&threads.head);
+    struct ftb_thread *thread = ftb__threads_first(&threads);
     for (; thread != NULL; thread = ftb_load_relaxed(&thread->next)) {
         fn(thread, context);
     }
@@ -154,11 +154,11 @@ ftb_retire(
 static struct ftb_retired *
 retired_take(void)
 {
-    if (ftb_load_acquire(&retired) == NULL) {
+    if (ftb_load_relaxed(&retired) == NULL) { /* relaxed: the exchange acquires */
         return NULL;
     }
-    /* acq_rel: acquires what ftb_retire released. */
-    return ftb_exchange_acq_rel(&retired, (struct ftb_retired *)NULL);
+    /* Acquires what ftb_retire released. */
+    return ftb_exchange_acquire(&retired, (struct ftb_retired *)NULL);
 }
 
 struct hazard_set {
@@ -199,7 +199,7 @@ compare_pointers(const void *a, const void *b)
 static bool
 hazard_set_fill(struct hazard_set *set)
 {
-    struct ftb_thread *thread = ftb_load_seq_cst(&threads.head);
+    struct ftb_thread *thread = ftb__threads_first(&threads);
     for (; thread != NULL; thread = ftb_load_relaxed(&thread->next)) {
         if (!ftb__hazards_each(thread, hazard_set_add, set)) {
             return false;
@@ -276,6 +276,8 @@ ftb_reclaim(void)
             free_list->free_fn(free_list);
             free_list = next;
         }
+        /* Acquire keeps this look behind the unlock on ARM, though C does not say so: who
+         * retired after it finds the lock free. What it misses waits for the next call. */
         if (ftb_load_acquire(&retired) == NULL) {
             break;
         }
@@ -304,7 +306,7 @@ ftb_hazard_find(bool (*match)(const void *object, void *context), void *context)
     struct hazard_match wanted = {match, context};
     pthread_mutex_lock(&reclaim_lock);
     bool is_found = !ftb__sections_closed(&threads);
-    struct ftb_thread *thread = ftb_load_seq_cst(&threads.head);
+    struct ftb_thread *thread = ftb__threads_first(&threads);
     for (; thread != NULL && !is_found; thread = ftb_load_relaxed(&thread->next)) {
         is_found = thread != ftb_thread_local
                    && !ftb__hazards_each(thread, is_no_match, &wanted);
@@ -320,14 +322,15 @@ thread_forget(struct ftb_thread *thread, void *unused)
     if (thread == ftb_thread_local) {
         return;
     }
-    uint64_t seq = ftb_load_relaxed(&thread->seq); /* relaxed: one thread is left */
-    ftb_store_seq_cst(&thread->seq, seq + (seq & 1));
+    uint64_t seq =
+        ftb_load_relaxed(&thread->seq); /* relaxed, all: one thread is left */
+    ftb_store_relaxed(&thread->seq, seq + (seq & 1));
     for (uint32_t i = 0; i < FTB_DEPTH_MAX; i++) {
-        ftb_store_release(&thread->hazard[i], (uintptr_t)0);
+        ftb_store_relaxed(&thread->hazard[i], (uintptr_t)0);
     }
     memset(thread->front, 0, sizeof thread->front); /* one may be half written */
     thread->depth = 0;
-    ftb_store_release(&thread->in_use, 0);
+    ftb_store_relaxed(&thread->in_use, 0);
 }
 
 void

@@ -158,6 +158,14 @@ ftb__threads_push(struct ftb_threads *threads, struct ftb_thread *thread)
     } while (!ftb_cas_seq_cst(&threads->head, &head, thread));
 }
 
+/* The record pushed last; the others follow by next, each pushed before (relaxed: and so
+ * visible with this one). seq_cst: point 5 of ftb_reclaim.c. */
+static inline struct ftb_thread *
+ftb__threads_first(struct ftb_threads *threads)
+{
+    return ftb_load_seq_cst(&threads->head);
+}
+
 /* (7) True once the thread's section, if it has one open, is closed; false if that took
  * too long. */
 static inline bool
@@ -167,7 +175,8 @@ ftb__section_is_closed(struct ftb_thread *thread)
     if ((seen & 1) == 0) {
         return true;
     }
-    for (int spins = 1; ftb_load_seq_cst(&thread->seq) == seen; spins++) {
+    /* Acquire is enough from here on: any later value of seq says that it is closed. */
+    for (int spins = 1; ftb_load_acquire(&thread->seq) == seen; spins++) {
         if (spins == FTB_SECTION_SPINS) {
             return false;
         }
@@ -182,8 +191,7 @@ ftb__section_is_closed(struct ftb_thread *thread)
 static inline bool
 ftb__sections_closed(struct ftb_threads *threads)
 {
-    struct ftb_thread *thread = ftb_load_seq_cst(&threads->head);
-    /* relaxed: each push happens before the next one, and the last before the load */
+    struct ftb_thread *thread = ftb__threads_first(threads);
     for (; thread != NULL; thread = ftb_load_relaxed(&thread->next)) {
         if (!ftb__section_is_closed(thread)) {
             return false;

@@ -31,7 +31,8 @@ snapshot_free_memory(struct ftb_snapshot *snapshot)
 static bool
 is_kept(struct ftb_handler *handler)
 {
-    return ftb_load_acquire(&handler->state) != FTB_HANDLER_CANCELLED;
+    /* relaxed: cancelled under the stripe's lock, which is held */
+    return ftb_load_relaxed(&handler->state) != FTB_HANDLER_CANCELLED;
 }
 
 static void

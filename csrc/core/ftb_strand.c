@@ -143,7 +143,7 @@ ftb_strand_fini(struct ftb_strand *strand)
 {
     struct ftb_node *node = ftb_plain_get(&strand->head);
     while (node != NULL) {
-        struct ftb_node *next = ftb_load_acquire(&node->next);
+        struct ftb_node *next = ftb_load_relaxed(&node->next); /* relaxed: ours */
         if (node != &strand->stub) {
             ftb_node_free(node);
         }

@@ -18,9 +18,11 @@
  * 2. Hand-over. What an owner did happens before what the next one does: through the ring
  *    if it made the token; otherwise through the state: its swap to IDLE releases, the
  *    exchange in begin acquires, and what the state saw in between were exchanges, which
- *    continue the release.
+ *    continue the release whatever their own order. So a producer, which only passes the
+ *    token on, need not acquire, and an owner publishes nothing until it lets go.
  * 3. Order. The list is in the order of the exchanges of tail. A producer's exchange
- *    acquires the store of NULL into the node it links behind, so its link comes last.
+ *    releases the store of NULL into its node, and acquires that into the node it links
+ *    behind, so its link comes last.
  * 4. Nothing is forgotten. Take a node x that is in the list and not popped, and the first
  *    node y between the head and x, x included, whose producer has not yet exchanged the
  *    state. If there is such a y, that exchange is still to come. If it finds IDLE a token
@@ -42,7 +44,7 @@
 
 struct ftb_node {
     /* Written by the node's producer (NULL), then by the producer of its successor. */
-    ftb_atomic(struct ftb_node *) next;
+    ftb_atomic_ordered(struct ftb_node *) next;
     /* Written by the node's producer, before it exchanges the tail. */
     ftb_plain(struct ftb_item) item;
 };
@@ -98,8 +100,8 @@ ftb_strand_push_mpsc(
     struct ftb_node *before = ftb_exchange_acq_rel(&strand->tail, node);
     /* Pairs with the acquire load of next in pop. */
     ftb_store_release(&before->next, node);
-    /* Pairs with the exchanges and the swap of the owner, in begin and end. */
-    return ftb_exchange_acq_rel(&strand->state, FTB_STRAND_SCHEDULED)
+    /* Releases the link to the owner's exchanges, in begin and end. */
+    return ftb_exchange_release(&strand->state, FTB_STRAND_SCHEDULED)
            == FTB_STRAND_IDLE;
 }
 
@@ -107,8 +109,8 @@ ftb_strand_push_mpsc(
 static inline void
 ftb_strand_begin_local(struct ftb_strand *strand)
 {
-    /* Acquires every push that found the strand scheduled. */
-    (void)ftb_exchange_acq_rel(&strand->state, FTB_STRAND_RUNNING);
+    /* Acquires every push so far, and what the last owner did. */
+    (void)ftb_exchange_acquire(&strand->state, FTB_STRAND_RUNNING);
 }
 
 /* Pop the oldest item. Returns false if there is none (or if the next push is still being
@@ -141,11 +143,11 @@ ftb_strand_end_local(struct ftb_strand *strand)
         }
         uint32_t state = FTB_STRAND_RUNNING;
         /* Releases the owner's work to the producer that finds IDLE. */
-        if (ftb_cas_acq_rel(&strand->state, &state, FTB_STRAND_IDLE)) {
+        if (ftb_cas_release(&strand->state, &state, FTB_STRAND_IDLE)) {
             return false;
         }
         /* A push announced itself since: acquire its link and look again. */
-        (void)ftb_exchange_acq_rel(&strand->state, FTB_STRAND_RUNNING);
+        (void)ftb_exchange_acquire(&strand->state, FTB_STRAND_RUNNING);
     }
 }
 

@@ -157,8 +157,8 @@ ftb_topic_add(struct ftb_topic *topic, struct ftb_handler *handler)
     enum ftb_result result = FTB_CLOSED;
     struct ftb_stripe *stripe = ftb_map_lock(&bus->topics, topic->entry.key.hash);
     /* ftb_bus_clear sets the flag before it takes each stripe's lock: either this sees
-     * it, or the clear sees the handler. */
-    if (ftb_load_acquire(&bus->is_closed) == 0) {
+     * it, or the clear sees the handler (relaxed: the lock orders them). */
+    if (ftb_load_relaxed(&bus->is_closed) == 0) {
         struct ftb_snapshot *old = ftb_load_relaxed(&topic->snapshot); /* locked */
         struct ftb_snapshot *room =
             ftb_snapshot_reserve((old != NULL ? (size_t)old->n : 0) + 1);

@@ -31,6 +31,27 @@ template <typename T> class ftb_plain_var
     T value;
 };
 
+/* Stores as rl::var sees them: a race unless one happens before the other. */
+template <typename T> class ftb_ordered_atomic
+{
+  public:
+    T load(rl::memory_order order, rl::debug_info_param info) const
+    {
+        return value.load(order, info);
+    }
+
+    void store(T new_value, rl::memory_order order, rl::debug_info_param info)
+    {
+        stores(info).store(0);
+        value.store(new_value, order, info);
+    }
+
+  private:
+    rl::var<unsigned> stores;
+    rl::atomic<T> value;
+};
+
+#define ftb_atomic_ordered(T) ftb_ordered_atomic<T>
 #define ftb_plain(T) ftb_plain_var<T>
 #define ftb_plain_get(p) (p)->get($)
 #define ftb_plain_set(p, v) (p)->set((v), $)
@@ -61,6 +82,8 @@ ftb_cond_wait(ftb_cond_t *cond, ftb_mutex_t *mutex, unsigned long long deadline_
 #define ftb_store_relaxed(p, v) (p)->store((v), rl::mo_relaxed, $)
 #define ftb_store_release(p, v) (p)->store((v), rl::mo_release, $)
 #define ftb_store_seq_cst(p, v) (p)->store((v), rl::mo_seq_cst, $)
+#define ftb_exchange_acquire(p, v) (p)->exchange((v), rl::mo_acquire, $)
+#define ftb_exchange_release(p, v) (p)->exchange((v), rl::mo_release, $)
 #define ftb_exchange_acq_rel(p, v) (p)->exchange((v), rl::mo_acq_rel, $)
 #define ftb_exchange_seq_cst(p, v) (p)->exchange((v), rl::mo_seq_cst, $)
 #define ftb_cas_relaxed(p, expected, v)                                                \
@@ -74,13 +97,14 @@ ftb_cond_wait(ftb_cond_t *cond, ftb_mutex_t *mutex, unsigned long long deadline_
 #define ftb_cas_seq_cst(p, expected, v)                                                \
     (p)->compare_exchange_strong(*(expected), (v), rl::mo_seq_cst, $)
 #define ftb_add_relaxed(p, v) (p)->fetch_add((v), rl::mo_relaxed, $)
+#define ftb_add_release(p, v) (p)->fetch_add((v), rl::mo_release, $)
 #define ftb_add_acq_rel(p, v) (p)->fetch_add((v), rl::mo_acq_rel, $)
 #define ftb_add_seq_cst(p, v) (p)->fetch_add((v), rl::mo_seq_cst, $)
 #define ftb_sub_relaxed(p, v) (p)->fetch_sub((v), rl::mo_relaxed, $)
 #define ftb_sub_release(p, v) (p)->fetch_sub((v), rl::mo_release, $)
 #define ftb_sub_acq_rel(p, v) (p)->fetch_sub((v), rl::mo_acq_rel, $)
 #define ftb_sub_seq_cst(p, v) (p)->fetch_sub((v), rl::mo_seq_cst, $)
-#define ftb_and_seq_cst(p, v) (p)->fetch_and((v), rl::mo_seq_cst, $)
+#define ftb_and_acq_rel(p, v) (p)->fetch_and((v), rl::mo_acq_rel, $)
 #define ftb_or_seq_cst(p, v) (p)->fetch_or((v), rl::mo_seq_cst, $)
 
 #endif

@@ -122,7 +122,7 @@ struct grace_model : rl::test_suite<grace_model, 3> {
     {
         ftb_blocker blockers[3];
         int blockers_n = 0;
-        ftb_thread *thread = ftb_load_seq_cst(&threads.head);
+        ftb_thread *thread = ftb__threads_first(&threads);
         for (; thread != NULL; thread = ftb_load_relaxed(&thread->next)) {
             blockers_n += ftb_blocker_note(&blockers[blockers_n], thread);
         }

@@ -2,8 +2,14 @@
  * them: post and wake against look, sleep and take. A wake-up that gets lost leaves a
  * sleeper behind, which relacy reports as a deadlock.
  *
- * In park_chain.cpp one producer publishes two items and wakes one worker only, and the items
- * want a worker each: that worker has to wake the other (argument 4 in ftb_idle.h). */
+ * In park_chain.cpp one producer publishes two items and wakes one worker only, and the
+ * items want a worker each: that worker has to wake the other (argument 4 in ftb_idle.h),
+ * whose bit is in another word, which the producer has not looked at. */
+#ifdef PARK_CHAIN
+#define FTB_IDLE_MAX 2u
+#define FTB_IDLE_WORD_BITS 1u
+#endif
+
 #include "model.h"
 
 #include "ftb_idle.h"

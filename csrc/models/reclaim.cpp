@@ -124,7 +124,7 @@ struct shared {
 
     bool is_held(thing *object)
     {
-        ftb_thread *thread = ftb_load_seq_cst(&threads.head);
+        ftb_thread *thread = ftb__threads_first(&threads);
         for (; thread != NULL; thread = ftb_load_relaxed(&thread->next)) {
             if (!ftb__hazards_each(thread, is_other, object)) {
                 return true;

@@ -7,17 +7,15 @@
 
 #ifdef FTB_RELACY
 #define ftb_exchange_relaxed(p, v) (p)->exchange((v), rl::mo_relaxed, $)
-#define ftb_exchange_acquire(p, v) (p)->exchange((v), rl::mo_acquire, $)
-#define ftb_exchange_release(p, v) (p)->exchange((v), rl::mo_release, $)
 #define ftb_or_acq_rel(p, v) (p)->fetch_or((v), rl::mo_acq_rel, $)
+#define ftb_and_release(p, v) (p)->fetch_and((v), rl::mo_release, $)
+#define ftb_sub_acquire(p, v) (p)->fetch_sub((v), rl::mo_acquire, $)
 #else
 #define ftb_exchange_relaxed(p, v)                                                     \
     atomic_exchange_explicit((p), (v), memory_order_relaxed)
-#define ftb_exchange_acquire(p, v)                                                     \
-    atomic_exchange_explicit((p), (v), memory_order_acquire)
-#define ftb_exchange_release(p, v)                                                     \
-    atomic_exchange_explicit((p), (v), memory_order_release)
 #define ftb_or_acq_rel(p, v) atomic_fetch_or_explicit((p), (v), memory_order_acq_rel)
+#define ftb_and_release(p, v) atomic_fetch_and_explicit((p), (v), memory_order_release)
+#define ftb_sub_acquire(p, v) atomic_fetch_sub_explicit((p), (v), memory_order_acquire)
 #endif
 
 #endif
