@@ -99,25 +99,13 @@ cancel(struct ftb_handler *handler)
     return removed_n;
 }
 
-static inline struct ftb_snapshot *
-hold(struct ftb_thread *thread, struct ftb_topic *topic)
-{
-    uint64_t odd = ftb_section_enter(thread);
-    struct ftb_snapshot *snapshot = ftb_load_seq_cst(&topic->snapshot); /* (2) */
-    if (snapshot != NULL) {
-        ftb_hazard_hold(thread, snapshot);
-    }
-    ftb_section_leave(thread, odd);
-    return snapshot;
-}
-
 /* One emit. Returns how many handlers ran. */
 static inline uint32_t
 emit(struct ftb_topic *topic)
 {
     struct ftb_thread *thread = ftb_thread_current();
     uint64_t began = ftb_load_seq_cst(&clock_now);
-    struct ftb_snapshot *snapshot = hold(thread, topic);
+    struct ftb_snapshot *snapshot = ftb_topic_hold(thread, topic);
     uint32_t ran_n = 0;
     for (uint32_t i = 0; snapshot != NULL && i < snapshot->n; i++) {
         struct ftb_handler *handler = ftb_snapshot_handlers(snapshot)[i];

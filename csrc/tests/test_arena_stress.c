@@ -1,9 +1,9 @@
-/* The arena under threads. Each test says which bug it hunts. SAN=thread must fail when
- * one of these is made relaxed: the subtraction or the first load of ftb_block_release,
- * the counts of frees in bin_count_free; or when a depot's lock is left out. */
+/* The arena under threads. Each test says which bug it hunts; ../mutants_arena.py lists
+ * what SAN=thread must notice. */
 #include "ftb_arena.h"
 
 #include "check.h"
+#include "ftb_base.h"
 
 #include <sched.h>
 #include <stdatomic.h>
@@ -255,6 +255,40 @@ test_fan_out_frees_once_after_all_readers(void)
     work_fini(&work);
 }
 
+/* Thread 0 writes, thread 1 reads; when it has let go, thread 0 writes again. */
+static void
+rewrite_body(int ix, void *context)
+{
+    struct work *work = context;
+    for (long i = 0; i < work->rounds; i++) {
+        if (ix == 1) {
+            ftb_block_t *block = ring_get(&work->rings[0]);
+            verify(block);
+            ftb_block_release(block);
+            continue;
+        }
+        ftb_block_t *block = ftb_block_new(work->arena, 100);
+        fill(block, (uint64_t)i);
+        ring_put(&work->rings[0], ftb_block_retain(block));
+        while (!ftb_block_is_unique(block)) {
+            sched_yield();
+        }
+        fill(block, (uint64_t)i + 1);
+        ftb_block_release(block);
+    }
+}
+
+/* Hunts: an only holder that writes while the one before still reads. */
+static void
+test_an_only_holder_may_write_again(void)
+{
+    struct work work;
+    work_init(&work, 0, scaled(20000));
+    run_threads(2, rewrite_body, &work);
+    check_at_rest(work.arena);
+    work_fini(&work);
+}
+
 static void *
 short_thread(void *context)
 {
@@ -339,6 +373,52 @@ test_an_arena_ends_with_its_last_block(void)
         work.arena = NULL;
         work_fini(&work);
     }
+    ftb_arena_free(ftb_arena_new(0));
+}
+
+/* Thread 1 gets no memory for a cache, so it counts in the arena. */
+static void
+stray_release_body(int ix, void *context)
+{
+    struct work *work = context;
+    if (ix == 0) {
+        while (stats_of(work->arena).live_blocks > 0) {
+            sched_yield();
+        }
+        ftb_arena_free(work->arena);
+        atomic_store(&work->running, 0);
+        return;
+    }
+    for (unsigned i = 0; i < 2; i++) {
+        ftb_block_t *block = work->rings[0].slots[(unsigned)(work->rounds + i) % 2];
+        verify(block);
+        ftb_fault_alloc(0); /* this thread alone allocates now: the table of caches */
+        ftb_block_release(block);
+    }
+    while (atomic_load(&work->running) != 0) {
+        sched_yield();
+    }
+}
+
+/* Hunts: the same, where what orders the end is a count that all threads share. The last
+ * block of a round is a pooled one or a large one by turns. */
+static void
+test_an_arena_ends_with_a_release_without_cache(void)
+{
+    struct work work;
+    for (long round = 0; round < scaled(2000); round++) {
+        work_init(&work, 0, round);
+        for (int i = 0; i < 2; i++) {
+            work.rings[0].slots[i] = ftb_block_new(work.arena, i == 0 ? 300000 : 100);
+            CHECK(work.rings[0].slots[i] != NULL);
+            fill(work.rings[0].slots[i], (uint64_t)i);
+        }
+        atomic_store(&work.running, 1);
+        run_threads(2, stray_release_body, &work);
+        work.arena = NULL;
+        work_fini(&work);
+    }
+    ftb_fault_alloc(-1);
     ftb_arena_free(ftb_arena_new(0));
 }
 
@@ -444,8 +524,10 @@ main(void)
     RUN(test_random_sizes_keep_their_content);
     RUN(test_limit_holds_under_threads);
     RUN(test_fan_out_frees_once_after_all_readers);
+    RUN(test_an_only_holder_may_write_again);
     RUN(test_ended_threads_leave_everything);
     RUN(test_an_arena_ends_with_its_last_block);
+    RUN(test_an_arena_ends_with_a_release_without_cache);
     RUN(test_stats_and_trim_amid_work);
     RUN(test_a_fork_child_can_allocate);
     return 0;

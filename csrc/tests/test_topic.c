@@ -83,7 +83,7 @@ hold_body(int ix, void *context)
     struct race *race = context;
     struct ftb_thread *thread = ftb_thread_current();
     if (ix == 0) {
-        hold(thread, race->topic);
+        ftb_topic_hold(thread, race->topic);
         pthread_barrier_wait(&race->step); /* 1: an emit is inside */
         pthread_barrier_wait(&race->step); /* 2 */
         ftb_hazard_drop(thread);
@@ -93,7 +93,7 @@ hold_body(int ix, void *context)
     pthread_barrier_wait(&race->step); /* 1 */
     struct ftb_handler *handler = race->handlers[0];
     cancel(handler);
-    hold(thread, race->topic); /* NULL by now: takes no slot */
+    ftb_topic_hold(thread, race->topic); /* NULL by now: takes no slot */
     CHECK(ftb_handler_wait_quiet(handler, 0) == FTB_TIMEOUT);
     CHECK(ftb_handler_wait_quiet(handler, ftb_now_ns() + 3000000) == FTB_TIMEOUT);
     /* Nobody runs the other one, though its topic is the same. */
@@ -120,7 +120,7 @@ test_wait_quiet_waits_for_others(void)
     struct fake fake;
     fake_init(&fake);
     struct ftb_handler *own = subscribe(race.topic, &fake, 0, 0);
-    CHECK(hold(ftb_thread_current(), race.topic) != NULL);
+    CHECK(ftb_topic_hold(ftb_thread_current(), race.topic) != NULL);
     cancel(own);
     CHECK(ftb_handler_wait_quiet(own, 0) == FTB_OK);
     ftb_hazard_drop(ftb_thread_current());

@@ -134,7 +134,7 @@ busy_body(int ix, void *context)
          * always in an older one. */
         fake_init(&fake);
         struct ftb_handler *handler = subscribe(race->topic, &fake, 1, 0);
-        CHECK(hold(thread, race->topic) != NULL);
+        CHECK(ftb_topic_hold(thread, race->topic) != NULL);
         cancel(handler);
         struct timespec pause = {0, 100000};
         nanosleep(&pause, NULL);
@@ -256,6 +256,49 @@ test_topics_are_interned(void)
     }
 }
 
+/* Bug hunted: the last of several references that threads drop at one time frees what
+ * another of them has just used. Nothing but the counts orders them. */
+static void
+last_body(int ix, void *context)
+{
+    struct race *race = context;
+    for (long n = 0; n < race->rounds; n++) {
+        if (ix == 0) {
+            race->bus = bus_new();
+            race->handlers[0] = ftb_handler_new(topic_of(race->bus, "last"));
+            CHECK(race->handlers[0] != NULL);
+            race->handlers[0]->func = &race->fakes[0];
+            fake_init(&race->fakes[0]);
+            ftb_add_relaxed(&live_n, 1);
+            ftb_handler_retain(race->handlers[0]); /* thread 1's */
+            ftb_bus_retain(race->bus);             /* thread 2's */
+        }
+        pthread_barrier_wait(&race->step);
+        if (ix < 2) {
+            CHECK(race->handlers[0]->topic->bus == race->bus);
+            ftb_handler_release(race->handlers[0]);
+        } else {
+            CHECK(race->bus->serial > 0);
+            ftb_bus_release(race->bus);
+        }
+        pthread_barrier_wait(&race->step);
+        CHECK(ftb_load_acquire(&race->fakes[0].released_n) == 1);
+        pthread_barrier_wait(&race->step);
+    }
+}
+
+static void
+test_the_last_of_several_frees(void)
+{
+    uint64_t released_n = ftb_load_acquire(&keys_released_n);
+    struct race race = {.rounds = scaled(20000)};
+    pthread_barrier_init(&race.step, NULL, 4);
+    run_threads(4, last_body, &race);
+    pthread_barrier_destroy(&race.step);
+    CHECK(ftb_load_acquire(&live_n) == 0);
+    CHECK(ftb_load_acquire(&keys_released_n) - released_n == (uint64_t)race.rounds);
+}
+
 int
 main(void)
 {
@@ -265,5 +308,6 @@ main(void)
     RUN(test_wait_quiet_is_not_starved);
     RUN(test_clear_misses_no_handler);
     RUN(test_topics_are_interned);
+    RUN(test_the_last_of_several_frees);
     return 0;
 }
