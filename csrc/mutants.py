@@ -3,18 +3,21 @@
 A mutant is one replacement of text in one file, in a copy of this folder: mostly a
 memory order by a weaker one. Each check named with it must then fail: a model
 (models/*.cpp, needs relacy-dev), or a test (tests/test_*.c, instrumented if the check
-says so), which may also hang. The program fails if a check lets a mutant pass, or if
-the text to replace is not found.
+says so), which may also hang. The program fails if a check lets a mutant pass, if the
+text to replace is not found, or if a memory order has neither a mutant nor a reason in
+mutants_orders.py.
 
-    python3 mutants.py [PART OF A NAME ...]
+    python3 mutants.py [--shard K/N] [PART OF A NAME ...]
+    python3 mutants.py --orders        look for orders without a mutant, run nothing
+    python3 mutants.py --table         print MUTANTS.md
 
-To add a mutant, add it to MUTANTS or to mutants_readers.py; models/weaker.h has the
-orders that the code itself does not use. What no check here can see goes to UNSEEN,
-with the reason.
+To add a mutant, add it to mutants_queue.py, mutants_readers.py or mutants_arena.py;
+models/weaker.h has the orders that the code itself does not use.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -23,15 +26,23 @@ import tempfile
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from mutants_readers import READERS, UNSEEN_READERS
+from mutants_arena import ARENA
+from mutants_base import Mutant
+from mutants_orders import KEPT, MIRRORED, accesses, order_changed, uncovered
+from mutants_queue import QUEUE
+from mutants_readers import READERS
 
 FOLDER = Path(__file__).resolve().parent
 COPIED = ("Makefile", "arena", "core", "models", "tests")
-# A mutant that makes a test hang is dead after this long; the tests take a few seconds.
-HANG_S = 40.0
+# Without a mutant a test takes this long at most, on a busy machine too. With one, it
+# hangs if it takes so many times as long as without, and some seconds.
+TEST_LIMIT_S = 300.0
+HANG_FACTOR = 4.0
+HANG_S = 15.0
 # relacy itself reports a deadlock, so a model that takes this long says nothing.
 MODEL_LIMIT_S = 900.0
 
@@ -42,25 +53,6 @@ class Check(NamedTuple):
     name: str
     target: str
     options: tuple[str, ...] = ()
-
-
-class Mutant(NamedTuple):
-    """One way to break the code, and the checks that must notice."""
-
-    name: str
-    file: str
-    old: str
-    new: str
-    checks: tuple[Check, ...]
-    nth: int = 1  # which occurrence of `old`, from 1
-
-
-class Unseen(NamedTuple):
-    """An order that no check here can tell from a weaker one."""
-
-    file: str
-    what: str
-    why: str
 
 
 def model(name: str) -> Check:
@@ -82,302 +74,7 @@ def check_of(name: str) -> Check:
     return model(rest) if kind == "model" else c_test(kind.removeprefix("test_"), rest)
 
 
-RING = "core/ftb_ring.h"
-STRAND = "core/ftb_strand.h"
-PARK = "core/ftb_park.h"
-IDLE = "core/ftb_idle.h"
-POST = "core/ftb_pool_post.c"
-TAKE = "core/ftb_pool_take.c"
-WAIT = "core/ftb_pool_wait.c"
-
-MUTANTS = (
-    # The ring: a cell goes from producer to consumer and back.
-    Mutant(
-        "ring-free-load",
-        *(RING, "ftb_load_acquire(", "ftb_load_relaxed("),
-        (model("ring"), c_test("ring", "thread")),
-    ),
-    Mutant(
-        "ring-full-load",
-        *(RING, "ftb_load_acquire(", "ftb_load_relaxed("),
-        (model("ring"), c_test("ring", "thread")),
-        nth=2,
-    ),
-    Mutant(
-        "ring-full-load-more",
-        *(RING, "ftb_load_acquire(", "ftb_load_relaxed("),
-        (model("ring_several"), c_test("ring", "thread")),
-        nth=3,
-    ),
-    Mutant(
-        "ring-publish-relaxed",
-        *(RING, "ftb_store_seq_cst(", "ftb_store_relaxed("),
-        (model("ring"), c_test("ring", "thread")),
-    ),
-    Mutant(
-        "ring-publish-release",
-        *(RING, "ftb_store_seq_cst(", "ftb_store_release("),
-        (model("park"),),
-    ),
-    Mutant(
-        "ring-free-store",
-        *(RING, "ftb_store_release(", "ftb_store_relaxed("),
-        (model("ring"), c_test("ring", "thread")),
-    ),
-    Mutant(
-        "ring-empty-load",
-        *(RING, "ftb_load_seq_cst(", "ftb_load_acquire("),
-        (model("park"),),
-    ),
-    Mutant(
-        "ring-claim-unchecked",
-        RING,
-        "if (turn != ftb_ring_turn_at(ring, first + free_n)) {",
-        "if (turn > ftb_ring_turn_at(ring, first + free_n)) {",
-        (model("ring"), c_test("ring")),
-    ),
-    # The strand: links, the announcement, the hand-over of the ownership.
-    Mutant(
-        "strand-link-store",
-        *(STRAND, "ftb_store_release(", "ftb_store_relaxed("),
-        (model("strand"),),
-    ),
-    Mutant(
-        "strand-link-load",
-        *(STRAND, "ftb_load_acquire(", "ftb_load_relaxed("),
-        (model("strand"), c_test("strand", "thread")),
-    ),
-    Mutant(
-        "strand-announce-acquire",
-        *(STRAND, "ftb_exchange_acq_rel(", "ftb_exchange_acquire("),
-        (model("strand"),),
-        nth=2,
-    ),
-    Mutant(
-        "strand-begin",
-        *(STRAND, "ftb_exchange_acq_rel(", "ftb_exchange_release("),
-        (model("strand"),),
-        nth=3,
-    ),
-    Mutant(
-        "strand-look-again",
-        *(STRAND, "ftb_exchange_acq_rel(", "ftb_exchange_release("),
-        (model("strand"),),
-        nth=4,
-    ),
-    Mutant(
-        "strand-let-go",
-        *(STRAND, "ftb_cas_acq_rel(", "ftb_cas_acquire("),
-        (model("strand"), c_test("strand", "thread")),
-    ),
-    Mutant(
-        "strand-let-go-blindly",
-        STRAND,
-        "if (ftb_cas_acq_rel(&strand->state, &state, FTB_STRAND_IDLE)) {",
-        "if (ftb_exchange_acq_rel(&strand->state, FTB_STRAND_IDLE) < 9 + state) {",
-        (model("strand"),),
-    ),
-    # The parker and the waitset.
-    Mutant(
-        "parker-unpark-order",
-        *(PARK, "ftb_exchange_acq_rel(", "ftb_exchange_acquire("),
-        (model("parker"), c_test("park", "thread")),
-    ),
-    Mutant(
-        "parker-wake-order",
-        *(PARK, "ftb_exchange_acq_rel(", "ftb_exchange_release("),
-        (model("parker"),),
-        nth=2,
-    ),
-    Mutant(
-        "parker-note-order",
-        *(PARK, "ftb_exchange_acq_rel(", "ftb_exchange_release("),
-        (model("parker"),),
-        nth=3,
-    ),
-    Mutant(
-        "parker-take-note-order",
-        *(PARK, "ftb_cas_acquire(", "ftb_cas_relaxed("),
-        (model("parker"), c_test("park", "thread")),
-    ),
-    Mutant(
-        "parker-signal-unlocked",
-        PARK,
-        "    ftb_mutex_lock(&parker->mutex);\n    ftb_mutex_unlock(&parker->mutex);\n",
-        "",
-        (model("parker"),),
-    ),
-    Mutant(
-        "waitset-prepare",
-        *(PARK, "ftb_add_seq_cst(", "ftb_add_acq_rel("),
-        (model("eventcount"),),
-    ),
-    Mutant(
-        "waitset-notify",
-        *(PARK, "ftb_load_seq_cst(", "ftb_load_acquire("),
-        (model("eventcount"),),
-    ),
-    Mutant(
-        "waitset-epoch-unlocked",
-        PARK,
-        "    ftb_mutex_lock(&waitset->mutex);\n"
-        "    /* relaxed: waiters compare the epoch under the mutex */\n"
-        "    ftb_add_relaxed(&waitset->word, UINT64_C(1) << 32);\n"
-        "    ftb_mutex_unlock(&waitset->mutex);\n",
-        "    ftb_add_relaxed(&waitset->word, UINT64_C(1) << 32);\n",
-        (model("eventcount"),),
-    ),
-    Mutant(
-        "waitset-epoch-still",
-        *(PARK, "ftb_add_relaxed(&waitset->word, UINT64_C(1) << 32)", "(void)0"),
-        (model("eventcount"), c_test("park")),
-    ),
-    # The idle bits.
-    Mutant(
-        "idle-set",
-        *(IDLE, "ftb_or_seq_cst(", "ftb_or_acq_rel("),
-        (model("park"),),
-    ),
-    Mutant(
-        "idle-claim",
-        *(IDLE, "ftb_load_seq_cst(", "ftb_load_acquire("),
-        (model("park"),),
-        nth=3,
-    ),
-    Mutant(
-        "idle-has-any",
-        *(IDLE, "&idle->words[i]) != 0", "&idle->words[i]) == 0"),
-        (model("park_chain"),),
-    ),
-    Mutant(
-        "idle-clear-nothing",
-        *(IDLE, "word & ~bit)", "word)"),
-        (c_test("park"),),
-    ),
-    # The pool: bounds, close, and every wake-up.
-    Mutant(
-        "pool-bound",
-        POST,
-        "pool->queue_size - ftb__word_queued(word)",
-        "pool->queue_size + 1 - ftb__word_queued(word)",
-        (c_test("pool"), c_test("pool_stress")),
-    ),
-    Mutant(
-        "pool-close-ignored",
-        *(POST, "(word & FTB_WORD_CLOSED) != 0", "word == 0 && pool == NULL"),
-        (c_test("pool_close"),),
-    ),
-    Mutant(
-        "pool-post-wakes-nobody",
-        POST,
-        "ftb__pool_put(pool, ring_ix, item, 1, FTB_RING_PLAIN);\n"
-        "        ftb__pool_wake(pool, ring_ix);",
-        "ftb__pool_put(pool, ring_ix, item, 1, FTB_RING_PLAIN);",
-        (c_test("pool_stress"),),
-    ),
-    Mutant(
-        "pool-token-wakes-nobody",
-        *(POST, "strand, true);", "strand, false);"),
-        (c_test("pool_stress"),),
-    ),
-    Mutant(  # the pause widens a gap of nanoseconds, which the second look closes
-        "pool-no-second-look",
-        WAIT,
-        "    ftb_idle_set(&pool->idle, worker_ix);\n"
-        "    bool has_found = ftb__pool_has_work(pool, worker_ix)",
-        "    nanosleep(&(struct timespec){.tv_nsec = 30000}, NULL);\n"
-        "    ftb_idle_set(&pool->idle, worker_ix);\n"
-        "    bool has_found = false",
-        (c_test("pool_stress"),),
-    ),
-    Mutant(
-        "pool-take-wakes-nobody",
-        *(TAKE, "if (ftb_idle_has_any(&pool->idle)", "if (pool == NULL"),
-        (c_test("pool_stress"),),
-    ),
-    Mutant(
-        "pool-space-wakes-nobody",
-        *(TAKE, "if (queued_n > 0) {", "if (queued_n > 1000) {"),
-        (c_test("pool_stress"),),
-    ),
-    Mutant(
-        "pool-space-not-passed-on",
-        WAIT,
-        "        if (has_space(pool)) {\n            ftb_waitset_notify(",
-        "        if (pool == NULL) {\n            ftb_waitset_notify(",
-        (c_test("pool_close"),),
-    ),
-    Mutant(
-        "pool-drain-wakes-nobody",
-        *(TAKE, "if (unfinished_n > 0", "if (unfinished_n > 1000"),
-        (c_test("pool_stress"),),
-    ),
-    Mutant(
-        "pool-forgets-partition",
-        TAKE,
-        "if (batch->strand != NULL && ftb_strand_end_local(batch->strand)) {",
-        "if (batch->strand != NULL && !ftb_strand_end_local(batch->strand)) {",
-        (c_test("pool"),),
-    ),
-    Mutant(
-        "pool-ignores-stop",
-        *(TAKE, "ftb_load_acquire(&pool->is_stopped)", "pool == NULL"),
-        (c_test("pool_close"),),
-    ),
-    *(
-        Mutant(name, file, old, new, tuple(map(check_of, checks)))
-        for name, file, old, new, checks in READERS
-    ),
-)
-
-UNSEEN = (
-    Unseen(
-        STRAND,
-        "exchange of the tail in push: acq_rel",
-        "a producer's NULL in its node must come before its successor's link in the "
-        "order of that location; relacy orders the writes to a location as it runs "
-        "them, and x86 makes every exchange a full barrier",
-    ),
-    Unseen(
-        STRAND,
-        "exchange of the state in push: the acquire in acq_rel",
-        "not needed: begin acquires what the last owner released, see 2 in the header",
-    ),
-    Unseen(
-        PARK,
-        "unpark's exchange: the acquire in acq_rel",
-        "not needed: the waker reads nothing that the owner wrote",
-    ),
-    Unseen(
-        IDLE,
-        "the bits' clearing: seq_cst in clear, acq_rel in claim",
-        "more than is needed: the order against a worker that goes to sleep is decided "
-        "by its set and by the loads in claim",
-    ),
-    Unseen(
-        IDLE,
-        "has_any's load: seq_cst",
-        "it decides between this thread's token, put back without a wake-up, and "
-        "another worker's bit; to tell it from acquire takes three workers, two rings "
-        "and a post of several events in one schedule",
-    ),
-    Unseen(
-        "core/ftb_pool_internal.h",
-        "the admission word: seq_cst everywhere",
-        "its waits are those of ftb_waitset, whose model has a counter in its place; "
-        "on x86 a read-modify-write has only this order",
-    ),
-    *(Unseen(*row) for row in UNSEEN_READERS),
-)
-
-
-def replace_nth(text: str, mutant: Mutant) -> str:
-    """Return the text with the mutant's occurrence of `old` replaced."""
-    parts = text.split(mutant.old)
-    if len(parts) <= mutant.nth:
-        sys.exit(f"{mutant.name}: {mutant.file} has no such text: {mutant.old!r}")
-    before, after = parts[: mutant.nth], parts[mutant.nth :]
-    return mutant.old.join(before) + mutant.new + mutant.old.join(after)
+MUTANTS: tuple[Mutant, ...] = (*QUEUE, *READERS, *ARENA)
 
 
 def build(folder: Path, check: Check) -> None:
@@ -389,10 +86,9 @@ def build(folder: Path, check: Check) -> None:
         sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
 
 
-def notices(folder: Path, check: Check) -> str:
+def notices(folder: Path, check: Check, limit_s: float) -> str:
     """Run the check's program; return how it failed, or nothing if it passed."""
     is_model = check.name.startswith("model ")
-    limit_s = MODEL_LIMIT_S if is_model else HANG_S
     options = {f"{san}SAN_OPTIONS": "halt_on_error=1" for san in ("T", "A", "UB")}
     try:
         done = subprocess.run(
@@ -410,24 +106,31 @@ def notices(folder: Path, check: Check) -> str:
     return "fails" if done.returncode > 0 else f"signal {-done.returncode}"
 
 
-def run_mutant(base: Path, mutant: Mutant) -> list[tuple[str, str, str, float]]:
+def run_mutant(
+    base: Path, limits_s: dict[Check, float], mutant: Mutant
+) -> list[tuple[str, str, str, float]]:
     """Return a row of the table for each check of the mutant."""
     rows = []
     with tempfile.TemporaryDirectory(prefix="ftb-mutant-") as name:
         folder = Path(name) / "csrc"
         shutil.copytree(base, folder)
         path = folder / mutant.file
-        path.write_text(replace_nth(path.read_text(), mutant))
-        for check in mutant.checks:
+        path.write_text(mutant.apply(path.read_text()))
+        for check in map(check_of, mutant.checks):
             start = time.monotonic()
             build(folder, check)
-            found = notices(folder, check)
+            found = notices(folder, check, limits_s[check])
             rows.append((mutant.name, check.name, found, time.monotonic() - start))
     return rows
 
 
-def prepare(base: Path, checks: Iterable[Check]) -> None:
-    """Copy this folder to `base`, build the checks there and see them pass."""
+def prepare(base: Path, checks: Iterable[Check]) -> dict[Check, float]:
+    """Copy this folder to `base`, build the checks there and see the tests pass.
+
+    Returns:
+        How long each check may take with a mutant, in seconds.
+    """
+    limits_s = {}
     for name in COPIED:
         source = FOLDER / name
         copy = shutil.copytree if source.is_dir() else shutil.copy2
@@ -438,32 +141,119 @@ def prepare(base: Path, checks: Iterable[Check]) -> None:
     atomic.write_text(text[:end] + '#include "../models/weaker.h"\n\n' + text[end:])
     for check in checks:
         build(base, check)
-        if not check.name.startswith("model ") and notices(base, check):
+        if check.name.startswith("model "):
+            limits_s[check] = MODEL_LIMIT_S
+            continue
+        start = time.monotonic()
+        if notices(base, check, TEST_LIMIT_S):
             sys.exit(f"{check.name} fails without any mutant")
+        limits_s[check] = HANG_S + HANG_FACTOR * (time.monotonic() - start)
+    return limits_s
 
 
-def main() -> int:
-    """Run the mutants whose name has one of the arguments in it, or all."""
-    wanted = [
-        mutant
-        for mutant in MUTANTS
-        if not sys.argv[1:] or any(part in mutant.name for part in sys.argv[1:])
-    ]
+def run(wanted: list[Mutant]) -> int:
+    """Run these mutants and print a row for each check; return how many survived."""
     survivors = 0
     with tempfile.TemporaryDirectory(prefix="ftb-mutants-") as name:
         base = Path(name) / "csrc"
         base.mkdir()
-        prepare(base, {check for mutant in wanted for check in mutant.checks})
+        names = dict.fromkeys(check for mutant in wanted for check in mutant.checks)
+        limits_s = prepare(base, map(check_of, names))
         with ThreadPoolExecutor(os.cpu_count()) as threads:
-            for rows in threads.map(lambda mutant: run_mutant(base, mutant), wanted):
+            for rows in threads.map(partial(run_mutant, base, limits_s), wanted):
                 for mutant_name, check_name, found, seconds in rows:
                     survivors += not found
-                    row = f"{mutant_name:26} {check_name:26} {found or 'SURVIVES':10}"
+                    row = f"{mutant_name:28} {check_name:36} {found or 'SURVIVES':10}"
                     print(f"{row} {seconds:5.1f} s", flush=True)
-    for unseen in UNSEEN:
-        print(f"not seen: {unseen.file}, {unseen.what}: {unseen.why}")
     print(f"{len(wanted)} mutants, {survivors} checks let one pass")
-    return 1 if survivors else 0
+    return survivors
+
+
+def what_changes(mutant: Mutant) -> str:
+    """Return the mutant's change in a few words."""
+    text = (FOLDER / mutant.file).read_text()
+    change = order_changed(mutant, text)
+    if change is None:
+        return "logic"
+    ix, order = change
+    access = accesses(text)[ix]
+    return f"{access.op}: {access.order} to {order}"
+
+
+def table() -> str:
+    """Return MUTANTS.md: every mutant, and every order without one."""
+    lines = [
+        "# Mutants",
+        "",
+        "Made by `python3 mutants.py --table`. `make mutants` breaks the code in each "
+        "of these ways, and every check named must fail then.",
+        "",
+        "| mutant | file | what it changes | noticed by |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {mutant.name} | `{mutant.file}` | {what_changes(mutant)} | "
+        f"{', '.join(mutant.checks)} |"
+        for mutant in MUTANTS
+    ]
+    lines += [
+        "",
+        "## Orders that a model has as the code does",
+        "",
+        "x86 makes no difference between these and weaker ones, so no test sees it; a "
+        "model makes the same accesses, and there the mutants are noticed.",
+        "",
+        "| file | access | mutants |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| `{row.file}` | `{row.text}` | {', '.join(row.mutants)} |"
+        for row in MIRRORED
+    ]
+    lines += [
+        "",
+        "## Orders that could be weaker as far as any check here can see",
+        "",
+        "| file | access | could be | why it is not |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{row.file}` | `{row.text}` | {', '.join(row.orders)} | {row.why} |"
+        for row in KEPT
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Return the program's options."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", help="run those with one of these in them")
+    parser.add_argument(
+        "--shard", default="1/1", metavar="K/N", help="every N-th from K"
+    )
+    parser.add_argument("--orders", action="store_true", help="run nothing")
+    parser.add_argument("--table", action="store_true", help="print MUTANTS.md")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    """Run the mutants that the arguments choose; return the exit status."""
+    options = parse(sys.argv[1:])
+    if options.table:
+        print(table(), end="")
+        return 0
+    missing = list(uncovered(FOLDER, MUTANTS))
+    for line in missing:
+        print(line)
+    if options.orders:
+        return 1 if missing else 0
+    shard, _, shards_n = options.shard.partition("/")
+    wanted = [
+        mutant
+        for mutant in MUTANTS
+        if not options.names or any(part in mutant.name for part in options.names)
+    ][int(shard) - 1 :: int(shards_n)]
+    return 1 if run(wanted) or missing else 0
 
 
 if __name__ == "__main__":

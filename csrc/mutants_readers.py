@@ -1,94 +1,98 @@
 """The mutants of what readers read without a lock: keys, map, topics, counters.
 
-Rows for mutants.py: name, file, text to replace, its replacement, the checks that must
-notice. Each text occurs once, or the first occurrence is meant.
+The numbers in the names are those of core/ftb_reclaim.c. See mutants.py.
 """
 
 from __future__ import annotations
 
+from mutants_base import Mutant
+
 RECLAIM = "core/ftb_reclaim.h"
 RECLAIM_C = "core/ftb_reclaim.c"
 RECLAIM_MODEL = "models/reclaim.cpp"
+GRACE = "core/ftb_grace.h"
+GRACE_MODEL = "models/grace.cpp"
 MAP = "core/ftb_map.c"
 SNAPSHOT = "core/ftb_snapshot.c"
 TOPIC = "core/ftb_topic.c"
+TOPIC_H = "core/ftb_topic.h"
 SHARD = "core/ftb_shard.c"
 HASH = "core/ftb_xxh3.c"
 
-READERS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
+READERS: tuple[Mutant, ...] = (
     # Reclamation: the numbers are those of core/ftb_reclaim.c; (2) and (6) are broken
     # in the model, which has them as ftb_map.c, ftb_topic.c and their callers do.
-    (
+    Mutant(
         "reclaim-1-enter",
         RECLAIM,
         "ftb_store_seq_cst(",
         "ftb_store_release(",
-        ("model reclaim",),
+        ("model reclaim", "model grace"),
     ),
-    (
+    Mutant(
         "reclaim-2-table",
         RECLAIM_MODEL,
         "ftb_load_seq_cst(&link)",
         "ftb_load_acquire(&link)",
         ("model reclaim",),
     ),
-    (
+    Mutant(
         "reclaim-2-thing",
         RECLAIM_MODEL,
         "ftb_load_seq_cst(&in_table->slot)",
         "ftb_load_acquire(&in_table->slot)",
         ("model reclaim",),
     ),
-    (
+    Mutant(
         "reclaim-3-hold",
         RECLAIM,
         "ftb_store_release(&thread->hazard[slot]",
         "ftb_store_relaxed(&thread->hazard[slot]",
         ("model reclaim",),
     ),
-    (
+    Mutant(
         "reclaim-4-leave",
         RECLAIM,
         "ftb_store_release(&thread->seq",
         "ftb_store_relaxed(&thread->seq",
-        ("model reclaim",),
+        ("model reclaim", "model grace"),
     ),
-    (
+    Mutant(
         "reclaim-5-drop",
         RECLAIM,
         "ftb_store_release(&thread->hazard[--",
         "ftb_store_relaxed(&thread->hazard[--",
         ("model reclaim",),
     ),
-    (
+    Mutant(
         "reclaim-6-thing",
         RECLAIM_MODEL,
         "ftb_exchange_seq_cst(",
         "ftb_exchange_acq_rel(",
         ("model reclaim",),
     ),
-    (
+    Mutant(
         "reclaim-6-table",
         RECLAIM_MODEL,
         "ftb_store_seq_cst(&link",
         "ftb_store_release(&link",
         ("model reclaim",),
     ),
-    (
+    Mutant(
         "reclaim-7-first-look",
         RECLAIM,
         "uint64_t seen = ftb_load_seq_cst(",
         "uint64_t seen = ftb_load_acquire(",
         ("model reclaim",),
     ),
-    (
+    Mutant(
         "reclaim-7-next-look",
         RECLAIM,
-        "ftb_load_seq_cst(&thread->seq) == seen",
+        "ftb_load_acquire(&thread->seq) == seen",
         "ftb_load_relaxed(&thread->seq) == seen",
         ("model reclaim",),
     ),
-    (
+    Mutant(
         "reclaim-7-impatient",
         RECLAIM,
         "            return false;\n        }\n        ftb_relax",
@@ -98,14 +102,14 @@ READERS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
             "test_reclaim",
         ),
     ),
-    (
+    Mutant(
         "reclaim-8-scan",
         RECLAIM,
         "ftb_load_acquire(&thread->hazard[i])",
         "ftb_load_relaxed(&thread->hazard[i])",
         ("model reclaim",),
     ),
-    (
+    Mutant(
         "reclaim-peak-forgotten",
         RECLAIM,
         "if (FTB_UNLIKELY(thread->depth > ftb_load_relaxed(&thread->depth_peak))) {",
@@ -115,14 +119,14 @@ READERS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
             "test_reclaim",
         ),
     ),
-    (
+    Mutant(
         "reclaim-push",
         RECLAIM,
         "ftb_cas_seq_cst(",
         "ftb_cas_acq_rel(",
-        ("model reclaim",),
+        ("model reclaim", "model grace"),
     ),
-    (
+    Mutant(
         "reclaim-push-relaxed",
         RECLAIM,
         "ftb_cas_seq_cst(",
@@ -132,14 +136,14 @@ READERS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
             "test_reclaim_threads thread",
         ),
     ),
-    (
+    Mutant(
         "reclaim-list-head",
         RECLAIM,
         "ftb_load_seq_cst(&threads->head)",
         "ftb_load_acquire(&threads->head)",
-        ("model reclaim",),
+        ("model reclaim", "model grace"),
     ),
-    (
+    Mutant(
         "reclaim-own",
         RECLAIM,
         "ftb_cas_acquire(",
@@ -149,7 +153,7 @@ READERS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
             "test_reclaim_threads thread",
         ),
     ),
-    (
+    Mutant(
         "reclaim-disown",
         RECLAIM,
         "ftb_store_release(&thread->in_use",
@@ -159,71 +163,138 @@ READERS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
             "test_reclaim_threads thread",
         ),
     ),
-    (
+    Mutant(
         "reclaim-disown-holding",
         RECLAIM,
         "while (thread->depth > 0)",
         "for (thread->depth = 0; thread->depth > 0;)",
         ("test_reclaim_threads",),
     ),
-    (
+    Mutant(
         "reclaim-retire",
         RECLAIM_C,
         "ftb_cas_release(&retired",
         "ftb_cas_relaxed(&retired",
         ("test_reclaim_threads thread",),
     ),
-    (
+    Mutant(
         "reclaim-sections-ignored",
         RECLAIM_C,
         "ftb__sections_closed(&threads) && hazard",
         "hazard",
         ("test_reclaim",),
     ),
-    (
+    Mutant(
         "reclaim-looks-once",
         RECLAIM_C,
         "        if (ftb_load_acquire(&retired) == NULL) {\n            break;",
         "        if (round == 0) {\n            break;",
         ("test_reclaim",),
     ),
-    (
+    Mutant(
         "reclaim-blind-without-memory",
         RECLAIM_C,
         "        if (grown == NULL) {\n            return false;",
         "        if (grown == NULL) {\n            return true;",
         ("test_reclaim",),
     ),
-    (
+    Mutant(
         "reclaim-fork-unlocked",
         RECLAIM_C,
         "pthread_atfork(lock_for_fork, unlock_after_fork, unlock_after_fork);",
         "(void)lock_for_fork, (void)unlock_after_fork;",
         ("test_reclaim_threads",),
     ),
-    (
+    Mutant(
         "reclaim-fork-keeps-slots",
         RECLAIM_C,
         "i < FTB_DEPTH_MAX; i++",
         "i < thread->depth * 0; i++",
         ("test_reclaim_threads",),
     ),
+    Mutant(
+        "reclaim-take",
+        RECLAIM_C,
+        "ftb_exchange_acquire(&retired",
+        "ftb_exchange_relaxed(&retired",
+        ("test_reclaim_threads thread",),
+    ),
+    # A writer that waits for sections; (2) and (6) as py/striped_map_core.c has them.
+    Mutant(
+        "grace-2-slot",
+        GRACE_MODEL,
+        "ftb_load_seq_cst(&slot)",
+        "ftb_load_acquire(&slot)",
+        ("model grace",),
+    ),
+    Mutant(
+        "grace-2-value",
+        GRACE_MODEL,
+        "ftb_load_seq_cst(&found->now)",
+        "ftb_load_acquire(&found->now)",
+        ("model grace",),
+    ),
+    Mutant(
+        "grace-6-swap",
+        GRACE_MODEL,
+        "ftb_cas_seq_cst(",
+        "ftb_cas_acq_rel(",
+        ("model grace",),
+    ),
+    Mutant(
+        "grace-6-slot",
+        GRACE_MODEL,
+        "ftb_store_seq_cst(&slot",
+        "ftb_store_release(&slot",
+        ("model grace",),
+    ),
+    Mutant(
+        "grace-6-remove",
+        GRACE_MODEL,
+        "ftb_exchange_seq_cst(",
+        "ftb_exchange_release(",
+        ("model grace",),
+    ),
+    Mutant(
+        "grace-7-note",
+        GRACE,
+        "ftb_load_seq_cst(",
+        "ftb_load_acquire(",
+        ("model grace",),
+    ),
+    Mutant(
+        "grace-7-notes-none",
+        GRACE,
+        "return (blocker->seq & 1) != 0;",
+        "return (blocker->seq & 1) > 1;",
+        ("model grace",),
+    ),
+    Mutant(
+        "grace-gone", GRACE, "ftb_load_acquire(", "ftb_load_relaxed(", ("model grace",)
+    ),
+    Mutant(
+        "grace-gone-at-once",
+        GRACE,
+        "return ftb_load_acquire(&blocker->thread->seq) != blocker->seq;",
+        "return blocker->seq != 0;",
+        ("model grace",),
+    ),
     # The map.
-    (
+    Mutant(
         "map-remove-cuts-chain",
         MAP,
         "(uintptr_t)SLOT_REMOVED);",
         "(uintptr_t)SLOT_EMPTY);",
         ("test_map",),
     ),
-    (
+    Mutant(
         "map-table-not-retired",
         MAP,
         "ftb_retire(&old->retired, old, table_free);",
         "table_free(&old->retired);",
         ("test_map thread",),
     ),
-    (
+    Mutant(
         "map-table-published-empty",
         MAP,
         "    struct ftb_table *old = ftb_load_relaxed(&stripe->table); "
@@ -235,21 +306,42 @@ READERS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         "    for",
         ("test_map",),
     ),
-    (
+    Mutant(
+        "map-slot-load",
+        MAP,
+        "ftb_load_seq_cst(&table->slots[i])",
+        "ftb_load_relaxed(&table->slots[i])",
+        ("test_map thread",),
+    ),
+    Mutant(
+        "map-table-load",
+        MAP,
+        "ftb_load_seq_cst(&map_stripe",
+        "ftb_load_relaxed(&map_stripe",
+        ("test_map thread",),
+    ),
+    Mutant(
+        "map-table-relaxed",
+        MAP,
+        "ftb_store_seq_cst(&stripe->table",
+        "ftb_store_relaxed(&stripe->table",
+        ("test_map thread",),
+    ),
+    Mutant(
         "map-slot-relaxed",
         MAP,
         "ftb_store_seq_cst(&table->slots[i], slot",
         "ftb_store_relaxed(&table->slots[i], slot",
         ("test_map thread",),
     ),
-    (
+    Mutant(
         "map-keeps-removed",
         MAP,
         "stripe->removed_n++;",
         "(void)stripe;",
         ("test_map",),
     ),
-    (
+    Mutant(
         "map-tag-of-the-slot",
         MAP,
         "(hash >> 40)",
@@ -257,7 +349,7 @@ READERS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         ("test_map",),
     ),
     # Snapshots and topics.
-    (
+    Mutant(
         "topic-frees-at-once",
         SNAPSHOT,
         "ftb_retire(ftb_snapshot_retired(snapshot), snapshot, snapshot_free);",
@@ -267,28 +359,63 @@ READERS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
             "test_topic_stress address,undefined",
         ),
     ),
-    (
-        "topic-release-relaxed",
-        SNAPSHOT,
-        "ftb_sub_acq_rel(",
-        "ftb_sub_relaxed(",
+    Mutant(
+        "topic-hold",
+        TOPIC_H,
+        "ftb_load_seq_cst(&topic->snapshot)",
+        "ftb_load_relaxed(&topic->snapshot)",
         ("test_topic_stress thread",),
     ),
-    (
+    Mutant(
+        "topic-publish",
+        TOPIC,
+        "ftb_exchange_seq_cst(&topic->snapshot",
+        "ftb_exchange_relaxed(&topic->snapshot",
+        ("test_topic_stress thread",),
+    ),
+    Mutant(
+        "topic-handler-acquire",
+        SNAPSHOT,
+        "ftb_sub_acq_rel(",
+        "ftb_sub_release(",
+        ("test_topic_stress thread",),
+    ),
+    Mutant(
+        "topic-handler-release",
+        SNAPSHOT,
+        "ftb_sub_acq_rel(",
+        "ftb_sub_acquire(",
+        ("test_topic_stress thread",),
+    ),
+    Mutant(
+        "topic-bus-acquire",
+        TOPIC,
+        "ftb_sub_acq_rel(",
+        "ftb_sub_release(",
+        ("test_topic_stress thread",),
+    ),
+    Mutant(
+        "topic-bus-release",
+        TOPIC,
+        "ftb_sub_acq_rel(",
+        "ftb_sub_acquire(",
+        ("test_topic_stress thread",),
+    ),
+    Mutant(
         "topic-equal-priority-first",
         SNAPSHOT,
         "handlers[i]->priority < added",
         "handlers[i]->priority <= added",
         ("test_topic",),
     ),
-    (
+    Mutant(
         "topic-add-after-close",
         TOPIC,
-        "if (ftb_load_acquire(&bus->is_closed) == 0) {",
+        "if (ftb_load_relaxed(&bus->is_closed) == 0) {",
         "if (bus != NULL) {",
         ("test_topic_stress",),
     ),
-    (
+    Mutant(
         "topic-cancels-before-memory",
         TOPIC,
         "        struct ftb_snapshot *room = ftb_snapshot_reserve(old->n);\n",
@@ -296,7 +423,7 @@ READERS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         "        struct ftb_snapshot *room = ftb_snapshot_reserve(old->n);\n",
         ("test_topic",),
     ),
-    (
+    Mutant(
         "topic-waits-for-any-older",
         TOPIC,
         "    while (i < snapshot->n "
@@ -307,7 +434,7 @@ READERS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         "        i++;",
         ("test_topic",),
     ),
-    (
+    Mutant(
         "topic-waits-for-nobody",
         TOPIC,
         "while (ftb_hazard_find(",
@@ -315,21 +442,35 @@ READERS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         ("test_topic",),
     ),
     # Counters.
-    (
+    Mutant(
         "shard-page-relaxed",
         SHARD,
         "ftb_store_release(&directory->pages",
         "ftb_store_relaxed(&directory->pages",
         ("test_shard thread",),
     ),
-    (
+    Mutant(
         "shard-directory-relaxed",
         SHARD,
         "ftb_store_release(&shard->directory",
         "ftb_store_relaxed(&shard->directory",
         ("test_shard thread",),
     ),
-    (
+    Mutant(
+        "shard-page-load",
+        SHARD,
+        "ftb_load_acquire(&directory",
+        "ftb_load_relaxed(&directory",
+        ("test_shard thread",),
+    ),
+    Mutant(
+        "shard-directory-load",
+        SHARD,
+        "ftb_load_acquire(&shard",
+        "ftb_load_relaxed(&shard",
+        ("test_shard thread",),
+    ),
+    Mutant(
         "shard-frees-old-directory",
         SHARD,
         "    ftb_store_release(&shard->directory, grown); "
@@ -339,7 +480,7 @@ READERS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         "    grown->shorter = NULL;\n",
         ("test_shard thread",),
     ),
-    (
+    Mutant(
         "shard-id-unzeroed",
         SHARD,
         "ftb_thread_each(zero_one, &id);",
@@ -347,51 +488,18 @@ READERS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         ("test_shard",),
     ),
     # The hash.
-    (
+    Mutant(
         "hash-last-block",
         HASH,
         "in_block == STRIPES_PER_BLOCK - 1",
         "in_block == STRIPES_PER_BLOCK",
         ("test_key",),
     ),
-    (
+    Mutant(
         "hash-17-to-240-boundary",
         HASH,
         "if (len <= 128) {",
         "if (len < 128) {",
         ("test_key",),
-    ),
-)
-
-# File, what, why: as for Unseen in mutants.py.
-UNSEEN_READERS = (
-    (
-        TOPIC,
-        "the exchange of the snapshot, (6): seq_cst; likewise the stores of table and "
-        "slot in core/ftb_map.c and the loads (2) of their readers",
-        "an exchange is a full barrier on x86, whatever its order; the model makes the "
-        "same accesses in models/reclaim.cpp, and there weaker ones are noticed",
-    ),
-    (
-        RECLAIM,
-        "the second and later look of (7): seq_cst",
-        "more than is needed, acquire would do: a different value is a later one, and "
-        "the first look has decided the order",
-    ),
-    (
-        RECLAIM,
-        "(3), (5) and (8) under ThreadSanitizer",
-        "the races last for a few instructions between two sections of one thread; "
-        "only the model meets them",
-    ),
-    (
-        SNAPSHOT,
-        "is_kept's load of the state: acquire",
-        "more than is needed: it runs under the stripe's lock, as the cancel did",
-    ),
-    (
-        RECLAIM_C,
-        "a half-written front cache entry in a fork's child",
-        "it takes a fork between two stores of another thread to one entry",
     ),
 )

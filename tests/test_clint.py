@@ -1,8 +1,11 @@
 """Rules for the C sources that no compiler checks."""
 
+import importlib
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -192,3 +195,43 @@ def test_functions_are_short_enough_to_follow() -> None:
         if body.count("\n") > 60
     }
     assert long == {}
+
+
+@pytest.fixture
+def mutants(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """Yield csrc/mutants.py, which is a program and not on the path."""
+    monkeypatch.syspath_prepend(CSRC)
+    before = set(sys.modules)
+    yield importlib.import_module("mutants")
+    for name in set(sys.modules) - before:
+        if name.startswith("mutants"):
+            del sys.modules[name]
+
+
+def test_every_memory_order_has_a_mutant_or_a_reason(mutants: ModuleType) -> None:
+    assert list(mutants.uncovered(CSRC, mutants.MUTANTS)) == []
+
+
+def test_the_table_of_mutants_is_current(mutants: ModuleType) -> None:
+    """`python3 csrc/mutants.py --table > csrc/MUTANTS.md` makes it so."""
+    assert (CSRC / "MUTANTS.md").read_text() == mutants.table()
+
+
+@pytest.mark.parametrize(
+    "name", ["ring-free-load", "strand-tail-release", "reclaim-1-enter", "grace-gone"]
+)
+def test_an_order_that_lost_its_mutant_is_found(mutants: ModuleType, name: str) -> None:
+    left = [mutant for mutant in mutants.MUTANTS if mutant.name != name]
+    (line,) = mutants.uncovered(CSRC, left)
+    (lost,) = {mutant.file for mutant in mutants.MUTANTS if mutant.name == name}
+    assert line.startswith(f"{lost}:")
+
+
+def test_a_reason_without_its_order_is_found(
+    mutants: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = sys.modules["mutants_orders"]
+    stale = mutants.KEPT[0]._replace(text="ftb_load_acquire(&nothing)")
+    monkeypatch.setattr(orders, "KEPT", (*mutants.KEPT, stale))
+    with pytest.raises(ValueError, match="nothing"):
+        list(mutants.uncovered(CSRC, mutants.MUTANTS))

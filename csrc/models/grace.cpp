@@ -163,6 +163,8 @@ struct grace_model : rl::test_suite<grace_model, 3> {
             entry *removed = ftb_load_relaxed(&slot);
             ftb_store_seq_cst(&slot, (entry *)NULL);                         /* (6) */
             value *old = ftb_exchange_seq_cst(&removed->now, (value *)NULL); /* (6) */
+            RL_ASSERT(
+                ftb_plain_get(&old->number) > 0); /* pop() gives it to its caller */
             drop(ix, old, removed);
         }
     }

@@ -131,7 +131,7 @@ int
 main(int argc, char **argv)
 {
 #ifdef PARK_CHAIN
-    return run_model<park_model>(argc, argv, "park chain", 1000000, 3);
+    return run_model<park_model>(argc, argv, "park chain", 1000000, 2);
 #else
     return run_model<park_model>(argc, argv, "park", 1000000, 2);
 #endif
