@@ -112,7 +112,58 @@ LOCKED = "the stripes' locks order it; this once for each bus it costs nothing"
 CHILD = "it orders two stores for a fork's child: a child would have to be forked \
 between two instructions, on a processor that reorders stores"
 
+ANY_CHANGE = ("acq_rel", "acquire", "release", "relaxed")
+SHARES = (
+    "without it an idle worker may sleep on beside an open fan: its owner then runs "
+    "all handlers itself, one after another"
+)
+
 KEPT = (
+    Kept("core/ftb_fan.h", "ftb_store_seq_cst(&fan->claim", ("release",), SHARES),
+    Kept(
+        "core/ftb_fan.h",
+        "ftb_load_seq_cst(&fan->claim)",
+        ("acquire", "relaxed"),
+        SHARES,
+    ),
+    Kept("core/ftb_pool_fan.c", "ftb_add_seq_cst(&pool->fans_n", ANY_CHANGE, SHARES),
+    Kept("core/ftb_pool_fan.c", "ftb_sub_seq_cst(&pool->fans_n", ANY_CHANGE, SHARES),
+    Kept(
+        "core/ftb_pool_fan.c",
+        "ftb_load_seq_cst(&pool->fans_n",
+        ("acquire", "relaxed"),
+        SHARES,
+    ),
+    Kept(
+        "core/ftb_pool_fan.c",
+        "ftb_add_seq_cst(&pool->word",
+        ANY_CHANGE,
+        "on x86 any change of the word is a full barrier before the claim",
+    ),
+    Kept(
+        "arena/ftb_handle.c",
+        "ftb_load_acquire(&block->rc)",
+        ("relaxed",),
+        "it looks for misuse; the caller's own reference is what keeps the block",
+    ),
+    Kept(
+        "arena/ftb_leak.c",
+        "ftb_store_release(&site_fn",
+        ("relaxed",),
+        "set once, by the import, before there is a buffer to watch",
+    ),
+    Kept(
+        "arena/ftb_leak.c",
+        "ftb_store_release(&ftb__leak_period.value",
+        ("relaxed",),
+        "set by the import, or by whoever chooses a level: any moment will do",
+    ),
+    Kept(
+        "arena/ftb_leak.c",
+        "ftb_load_acquire(&site_fn)",
+        ("relaxed",),
+        "set once, by the import, before there is a buffer to watch",
+    ),
     Kept(
         "core/ftb_base.c",
         "ftb_store_seq_cst(&fault_countdown",

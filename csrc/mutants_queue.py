@@ -12,11 +12,63 @@ RING = "core/ftb_ring.h"
 STRAND = "core/ftb_strand.h"
 PARK = "core/ftb_park.h"
 IDLE = "core/ftb_idle.h"
+FAN = "core/ftb_fan.h"
+POOL_FAN = "core/ftb_pool_fan.c"
 POST = "core/ftb_pool_post.c"
 TAKE = "core/ftb_pool_take.c"
 WAIT = "core/ftb_pool_wait.c"
 
 QUEUE: tuple[Mutant, ...] = (
+    # The fan: one event's handlers, claimed one by one.
+    Mutant(
+        "fan-free-load",
+        FAN,
+        "ftb_load_acquire(&fan->left_n)",
+        "ftb_load_relaxed(&fan->left_n)",
+        ("model fan",),
+    ),
+    Mutant(
+        "fan-open",
+        FAN,
+        "ftb_store_seq_cst(&fan->claim",
+        "ftb_store_relaxed(&fan->claim",
+        ("model fan", "test_pool_fan thread"),
+    ),
+    Mutant(
+        "fan-claim",
+        FAN,
+        "ftb_cas_acquire(&fan->claim",
+        "ftb_cas_relaxed(&fan->claim",
+        ("model fan",),
+    ),
+    Mutant(
+        "fan-done-acquire",
+        FAN,
+        "ftb_sub_acq_rel(&fan->left_n",
+        "ftb_sub_acquire(&fan->left_n",
+        ("model fan",),
+    ),
+    Mutant(
+        "fan-done-release",
+        FAN,
+        "ftb_sub_acq_rel(&fan->left_n",
+        "ftb_sub_release(&fan->left_n",
+        ("model fan",),
+    ),
+    Mutant(
+        "fan-claimed-before-counted",
+        POOL_FAN,
+        "    ftb_add_seq_cst(&pool->word, FTB_WORD_UNFINISHED_ONE);\n",
+        "",
+        ("test_pool_fan",),
+    ),
+    Mutant(
+        "fan-never-counted-down",
+        POOL_FAN,
+        "        ftb_sub_seq_cst(&pool->fans_n, 1);\n",
+        "",
+        ("test_pool_fan",),
+    ),
     # The ring: a cell goes from producer to consumer and back.
     Mutant(
         "ring-free-load",
