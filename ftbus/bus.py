@@ -72,6 +72,7 @@ class EventBus(_core.Bus):
 
     __slots__ = (
         "_baseline",
+        "_batches",
         "_closers",
         "_closing",
         "_codec",
@@ -136,6 +137,7 @@ class EventBus(_core.Bus):
         self._closing = False
         self._closers: set[threading.Thread] = set()
         self._sinks: set[Any] = set()  # streams to end when this is closed
+        self._batches: set[Any] = set()  # handlers that hold events
         self._timers: timers.Timers | None = None
         self._baseline: stats.BusStats | None = None
         self._configure(
@@ -161,6 +163,8 @@ class EventBus(_core.Bus):
         weak: bool = False,
         encoded: bool = False,
         loop: asyncio.AbstractEventLoop | None = None,
+        latest: bool | Callable[[Any], object] = False,
+        batch: tuple[int, float] | None = None,
     ) -> Subscription:
         """Register a handler for a key; return the Subscription that cancels it.
 
@@ -175,14 +179,28 @@ class EventBus(_core.Bus):
             its decode() is shared too. Events that are bytes or Buffers pass untouched.
             emit and call encode in the calling thread (a call raises if that fails),
             a posted event is encoded by its worker, and a failure goes to on_error.
+        latest: handle only the newest of the events that came until the handler starts,
+            on the workers, one at a time. A function of the event names its group: then
+            the newest of each group. The older ones count as delivered.
+        batch: (max_events, max_seconds): call the handler with a list of events, when
+            there are so many, or the first has waited so long. The thread of the event
+            that completes a batch calls it; late ones are handled on the workers, the
+            rest by drain() and close(). Batches are handled one after another.
 
+
+        What latest and batch have taken in is handled even if the subscription is
+        cancelled; emitted events are treated like posted ones.
         A handler added while an event is being emitted does not run for that event.
         Raises UnsupportedKeyError, HandlerTypeError, InvalidOptionError and
         BusClosedError.
         """
         if type(priority) is not int or not -_PRIORITY_MAX <= priority < _PRIORITY_MAX:
             raise InvalidOptionError("priority", priority, "an int of 32 bits")
-        target, flags = handlers.prepare(self, key, handler, weak=weak, loop=loop)
+        if once and (latest is not False or batch is not None):
+            raise InvalidOptionError("once", once, "once=False with latest or batch")
+        target, flags = handlers.prepare(
+            self, key, handler, weak=weak, loop=loop, latest=latest, batch=batch
+        )
         if once:
             flags |= _core.ONCE
         if encoded:
@@ -371,7 +389,7 @@ class EventBus(_core.Bus):
         timeout: seconds, None for as long as it takes. From within a handler, the
         events this thread is itself handling are not waited for.
         """
-        return self._drain(timeout)
+        return dispatch.drain(self, timeout)
 
     def close(self, *, drain: bool = True, timeout: float = 15.0) -> int:
         """Stop accepting events, finish what is queued, end the workers.

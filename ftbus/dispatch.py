@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 import time
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from ftbus._core import Claim
     from ftbus.bus import EventBus
+    from ftbus.coalescing import BatchHandler
 
 # Handlers may recurse: below 1 MiB CPython's own recursion limit comes too late.
 _STACK_BYTES_MIN = 1 << 20
@@ -391,6 +393,29 @@ class _Task:
         self._call.abort(EventDroppedError(self._call.bus, self._call.key))
 
 
+def drain(bus: EventBus, timeout: float | None) -> bool:
+    """Wait for the queue, and then for the batches that are not complete."""
+    is_drained = bus._drain(timeout)
+    if not bus._batches:
+        return is_drained
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    while is_drained and (idle := [each for each in _batches(bus) if each.is_idle]):
+        if bus._closing:
+            return True  # close() handles them
+        if time.monotonic() >= deadline:
+            return False
+        for batch in idle:
+            batch.queue_flush()
+        left = deadline - time.monotonic()
+        is_drained = bus._drain(None if left == math.inf else max(0.0, left))
+    return is_drained
+
+
+def _batches(bus: EventBus) -> list[BatchHandler]:
+    with bus._lock:
+        return list(bus._batches)
+
+
 def close(bus: EventBus, *, drain: bool, timeout: float) -> int:
     """Drain, stop and release a bus; return the number of events left."""
     _check_timeout(timeout)
@@ -403,8 +428,12 @@ def close(bus: EventBus, *, drain: bool, timeout: float) -> int:
     bus._close_pool()
     if drain:
         bus._drain(timeout)
+        for batch in _batches(bus):
+            if time.monotonic() < deadline:
+                batch.flush(deadline)
     bus._stop_pool()
     left = bus._drop_queued()
+    left += sum(batch.discard() for batch in _batches(bus))
     stuck = _join(bus, deadline)
     left += bus._drop_queued()  # what a running partition held back before
     if not stuck:

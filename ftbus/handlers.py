@@ -11,7 +11,7 @@ from contextlib import suppress
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
-from ftbus import _core
+from ftbus import _core, coalescing
 from ftbus.errors import HandlerTypeError, InvalidOptionError
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ def prepare(
     *,
     weak: bool,
     loop: asyncio.AbstractEventLoop | None,
+    latest: coalescing.Latest = False,
+    batch: tuple[int, float] | None = None,
 ) -> tuple[Handler, int]:
     """Return what the core should call for a handler, and its flags.
 
@@ -39,10 +41,18 @@ def prepare(
     """
     if not callable(handler):
         raise HandlerTypeError(key, handler)
+    is_coalescing = latest is not False or batch is not None
+    if weak and is_coalescing:
+        raise InvalidOptionError("weak", weak, "weak=False with latest or batch")
+    target = handler
     if is_async(handler):
         if weak:
             raise InvalidOptionError("weak", weak, "weak=False for an async handler")
-        return AsyncHandler(bus, key, handler, loop_of(loop)), 0
+        target = AsyncHandler(bus, key, handler, loop_of(loop))
+    if is_coalescing:
+        return coalescing.prepare(bus, key, handler, target, latest, batch), 0
+    if target is not handler:
+        return target, 0
     if loop is not None:
         raise InvalidOptionError("loop", loop, "loop only with an async handler")
     if not weak:
