@@ -101,6 +101,21 @@ def _start_with_stack(thread: threading.Thread) -> None:
 class _Call:
     """One call under way: its tasks, results by handler, and the Future for it all."""
 
+    __slots__ = (
+        "_errors",
+        "_has_begun",
+        "_is_settled",
+        "_left",
+        "_queued_n",
+        "_results",
+        "bus",
+        "context",
+        "future",
+        "key",
+        "lock",
+        "tasks",
+    )
+
     def __init__(
         self, bus: EventBus, key: object, handlers_n: int, context: Context | None
     ) -> None:
@@ -109,7 +124,7 @@ class _Call:
         self.context = context
         self.future: TaskFuture[list[Any]] = TaskFuture(self)
         self.tasks: list[_Task] = []
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._queued_n = 0
         self._left = handlers_n
         self._has_begun = False
@@ -140,7 +155,7 @@ class _Call:
 
         Returns False if it has been cancelled before.
         """
-        with self._lock:
+        with self.lock:
             if not self._has_begun:
                 self._has_begun = True
                 if not self.future.set_running_or_notify_cancel():
@@ -210,7 +225,7 @@ class _Call:
         self, index: int, result: object = _DID_NOT_RUN, error: Exception | None = None
     ) -> None:
         """Keep the outcome of one handler; with the last, settle the Future."""
-        with self._lock:
+        with self.lock:
             if error is not None:
                 self._errors[index] = error
             elif result is not _DID_NOT_RUN:
@@ -224,7 +239,7 @@ class _Call:
     def abort(self, error: BaseException) -> None:
         """End the Future for a handler that will not end itself."""
         self.begin()
-        with self._lock:
+        with self.lock:
             self._is_settled = True
         if not self.future.done():  # also if settling it is what failed
             with suppress(InvalidStateError):
@@ -336,20 +351,19 @@ def _prepare(
 class _Task:
     """One handler of a call, as the workers run it, or who waits for the call."""
 
-    __slots__ = ("_call", "_claim", "_event", "_once", "index")
+    __slots__ = ("_call", "_claim", "_event", "index")
 
     def __init__(self, call: _Call, index: int, claim: Claim, event: object) -> None:
         self.index = index
         self._call = call
+        # Whoever takes these has the handler to run, or to give back: one thread only.
         self._claim: Claim | None = claim
         self._event = event
-        # Whoever gets it has the handler to run, or to give back: one thread only.
-        self._once = threading.Lock()
 
     @property
     def is_waiting(self) -> bool:
         """Whether nobody has started this; only a hint."""
-        return not self._once.locked()
+        return self._claim is not None
 
     def __call__(self) -> None:
         claim, event = self._take()
@@ -367,10 +381,9 @@ class _Task:
             del claim, event  # a SystemExit refers to this frame
 
     def _take(self) -> tuple[Claim | None, object]:
-        if not self._once.acquire(blocking=False):
-            return None, None
-        taken = self._claim, self._event
-        self._claim = self._event = None  # this stays queued, perhaps for long
+        with self._call.lock:
+            taken = self._claim, self._event
+            self._claim = self._event = None  # this stays queued, perhaps for long
         return taken
 
     def failed(self, error: BaseException) -> None:

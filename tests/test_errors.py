@@ -582,7 +582,7 @@ print("good")
 
 
 NOMEMORY = """
-import gc, os, sys
+import contextvars, gc, os, sys
 import _testcapi
 import ftbus
 from ftbus import _core
@@ -607,6 +607,8 @@ def emit_failing():
         if not group.subgroup(ValueError):
             raise
 
+context = contextvars.Context()
+context.run(contextvars.ContextVar("variable").set, 1)
 bus = ftbus.EventBus(workers=1, codec="raw", on_error=lambda e, k, h: None)
 bus.on("raises", fail)
 bus.on("encoded", lambda event: None, encoded=True)
@@ -683,6 +685,8 @@ os._exit(0)  # CPython 3.13t itself may hang in its allocator after such failure
             'bus.post("steady", bytes(number)), bus.drain()',
             'bus.post("steady", 1, partition=f"{number}"), bus.drain()',
             'bus.post_many("steady", range(70)), bus.drain()',
+            'bus.post("steady", 1, context=context), bus.drain()',
+            'bus.post_many("steady", range(70), context=context), bus.drain()',
             'bus.call("steady", 1), bus.drain()',
             "bus.stats()",
             "ftbus.EventBus().close()",
