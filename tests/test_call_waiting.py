@@ -179,6 +179,31 @@ def test_waiting_handler_runs_others_while_another_worker_needs_them() -> None:
         assert bus.call("outer").result(WAIT) == [[None, True]]
 
 
+@pytest.mark.parametrize("drain", [True, False])
+def test_handler_that_closes_the_bus_and_then_waits(drain: bool) -> None:
+    bus = EventBus(workers=1)
+    outcomes: list[object] = []
+    done = threading.Event()
+    bus.on("inner", lambda event: "ran")
+
+    @bus.on("outer")
+    def outer(event: object) -> None:
+        future = bus.call("inner")
+        bus.close(drain=drain, timeout=WAIT)
+        try:
+            outcomes.append(future.result(WAIT))
+        except EventDroppedError:
+            outcomes.append("dropped")
+        done.set()
+
+    bus.post("outer")
+    assert done.wait(WAIT)
+    assert outcomes == [["ran"] if drain else "dropped"]
+    bus.close()
+    check_conservation(bus.stats())
+    assert bus.stats().pending == 0
+
+
 def test_result_with_timeout_in_a_handler_times_out() -> None:
     with EventBus(workers=2) as bus:
         gate = Gate()

@@ -329,3 +329,21 @@ def test_timers_stay_with_the_parent_process() -> None:
         clock.turn(2)
         assert bus.drain(WAIT)
         assert seen == ["parent"]
+
+
+def test_interpreter_exit_with_timers_and_batches(python: Any) -> None:
+    done = python(
+        """
+import ftbus
+bus = ftbus.EventBus(workers=2)
+ticks = bus.every(0.001, "tick")
+late = bus.post_later(3600, "late")
+bus.on("late", print)
+bus.on("batch", print, batch=(100, 3600.0))
+bus.on("latest", print, latest=True)
+bus.emit_many("batch", range(3))
+bus.emit("latest", "newest")
+"""
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(done.stdout.splitlines()) == ["[0, 1, 2]", "newest"]
