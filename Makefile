@@ -31,7 +31,7 @@ SITE = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib
 $(foreach venv,$(VENV) $(BENCH_VENV),\
     $(shell test -x $(venv)/bin/python || rm -f $(venv)/.packages))
 
-.PHONY: help demo setup test test-gil test-parallel test-asan test-tsan check \
+.PHONY: help demo setup test stress test-gil test-parallel test-asan test-tsan check \
         check-san bench models mutants format lint clean distclean
 
 help: ## list the targets
@@ -57,6 +57,9 @@ $(VENV)/.extension: $(VENV)/.packages setup.py ftbus/_cabi_build.py $(C_SOURCES)
 
 test: setup check ## the C core's tests, then the Python tests (PYTEST_ARGS="-k emit")
 	$(PYTEST) -n logical $(PYTEST_ARGS)
+
+stress: setup ## the stress tests (STRESS_ARGS="--count 20", FTB_SCALE, FTB_SEED)
+	$(PYTEST) stress -n logical $(STRESS_ARGS)
 
 test-gil: ## the Python tests on an ordinary interpreter, with the GIL
 	$(MAKE) KIND=gil VENV=.venv-gil test
@@ -85,6 +88,7 @@ bench: setup $(BENCH_VENV)/.packages ## compare with other libraries (BENCH_ARGS
 	$(BENCH) benchmarks/emit.py $(BENCH_ARGS)
 	$(BENCH) benchmarks/map.py $(BENCH_ARGS)
 	$(BENCH) benchmarks/buffers.py $(BENCH_ARGS)
+	$(BENCH) benchmarks/dispatch.py $(BENCH_ARGS)
 
 models: ## search the models of the lock-free pieces (needs Debian's relacy-dev)
 	$(MAKE) -j$(CORES) -C csrc models

@@ -32,12 +32,12 @@ SIMPLE = "queue.SimpleQueue + loop"
 EXECUTOR = "ThreadPoolExecutor.submit"
 CALL = "bus.call"
 SEQUENTIAL = "one after another"
-CHUNK = 256
+EVENTS = 2000  # in what a burst does once: many to one wake-up, as under load
+CHUNK = 250
 PARTITIONS = [f"player-{i}" for i in range(1000)]
-EMPTY = Case("empty loop", lambda: lambda thread: peers.run_empty, threads=(1, 2))
 
 
-# Throughput: a burst posts n events and returns when they have been handled.
+# Throughput: a burst posts n * EVENTS and returns when they have been handled.
 
 
 def posting(workers: int) -> Bind:
@@ -46,7 +46,7 @@ def posting(workers: int) -> Bind:
     topic.subscribe(peers.handler)
 
     def burst(post: Callable[[object], object], event: object, n: int) -> None:
-        for _ in repeat(None, n):
+        for _ in repeat(None, n * EVENTS):
             post(event)
         bus.drain()
 
@@ -60,9 +60,8 @@ def posting_many(workers: int) -> Bind:
 
     def burst(post_many: Callable[..., object], event: object, n: int) -> None:
         chunk = [event] * CHUNK
-        for _ in repeat(None, n // CHUNK):
+        for _ in repeat(None, n * EVENTS // CHUNK):
             post_many(chunk)
-        post_many(chunk[: n % CHUNK])
         bus.drain()
 
     return lambda thread: partial(burst, topic.post_many, object())
@@ -74,8 +73,8 @@ def posting_partitions(workers: int) -> Bind:
     topic.subscribe(peers.handler)
 
     def burst(post: Callable[..., object], event: object, n: int) -> None:
-        for start in range(0, n, len(PARTITIONS)):
-            for partition in PARTITIONS[: n - start]:
+        for _ in repeat(None, n * EVENTS // len(PARTITIONS)):
+            for partition in PARTITIONS:
                 post(event, partition=partition)
         bus.drain()
 
@@ -100,7 +99,7 @@ def through_queue(make: Callable[[], Any], workers: int) -> Bind:
         ).start()
 
     def burst(put: Callable[[object], object], event: object, n: int) -> None:
-        for _ in repeat(None, n):
+        for _ in repeat(None, n * EVENTS):
             put(event)
         done = threading.Event()
         put(done)
@@ -119,7 +118,7 @@ def through_executor(workers: int) -> Bind:
     executor = ThreadPoolExecutor(workers)
 
     def burst(event: object, n: int) -> None:
-        for _ in repeat(None, n):
+        for _ in repeat(None, n * EVENTS):
             future = executor.submit(peers.handler, event)
         future.result()
 
@@ -134,7 +133,7 @@ def pyee_executor(workers: int) -> Bind:
     emitter.on("key", peers.handler)
 
     def burst(event: object, n: int) -> None:
-        for _ in repeat(None, n):
+        for _ in repeat(None, n * EVENTS):
             emitter.emit("key", event)
         executor.submit(int).result()
 
@@ -146,14 +145,14 @@ def asyncio_queue() -> Bind:
 
     def burst(n: int) -> None:
         async def consumer(events: asyncio.Queue[object]) -> None:
-            for _ in repeat(None, n):
+            for _ in repeat(None, n * EVENTS):
                 peers.handler(await events.get())
 
         async def main() -> None:
             events: asyncio.Queue[object] = asyncio.Queue(1024)
             task = asyncio.create_task(consumer(events))
             event = object()
-            for _ in repeat(None, n):
+            for _ in repeat(None, n * EVENTS):
                 await events.put(event)
             await task
 
@@ -177,7 +176,7 @@ def throughput_suite(size: int, targets: dict[str, float]) -> Suite:
     if size == 1:
         contenders["asyncio.Queue, one thread"] = ("", asyncio_queue)
     cases = [
-        Case(name, setup, threads=(size,), module=module)
+        Case(name, setup, threads=(size,), ops=EVENTS, module=module)
         for name, (module, setup) in contenders.items()
     ]
     ours = (POST, POST_MANY, PARTITION)

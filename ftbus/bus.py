@@ -187,7 +187,6 @@ class EventBus(_core.Bus):
             that completes a batch calls it; late ones are handled on the workers, the
             rest by drain() and close(). Batches are handled one after another.
 
-
         What latest and batch have taken in is handled even if the subscription is
         cancelled; emitted events are treated like posted ones.
         A handler added while an event is being emitted does not run for that event.
