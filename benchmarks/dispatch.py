@@ -33,11 +33,16 @@ EXECUTOR = "ThreadPoolExecutor.submit"
 CALL = "bus.call"
 SEQUENTIAL = "one after another"
 EVENTS = 2000  # in what a burst does once: many to one wake-up, as under load
-CHUNK = 250
 PARTITIONS = [f"player-{i}" for i in range(1000)]
 
 
-# Throughput: a burst posts n * EVENTS and returns when they have been handled.
+# Throughput: a burst posts n * EVENTS and returns when they have been handled. Events are
+# objects of their own, made before: one that is posted over and over would be a place in
+# memory whose reference count both sides write.
+
+
+def new_events() -> list[object]:
+    return [object() for _ in range(EVENTS)]
 
 
 def posting(workers: int) -> Bind:
@@ -45,12 +50,15 @@ def posting(workers: int) -> Bind:
     topic = bus.topic("key")
     topic.subscribe(peers.handler)
 
-    def burst(post: Callable[[object], object], event: object, n: int) -> None:
-        for _ in repeat(None, n * EVENTS):
-            post(event)
+    def burst(
+        post: Callable[[object], object], events: list[object], n: int
+    ) -> None:
+        for _ in repeat(None, n):
+            for event in events:
+                post(event)
         bus.drain()
 
-    return lambda thread: partial(burst, topic.post, object())
+    return lambda thread: partial(burst, topic.post, new_events())
 
 
 def posting_many(workers: int) -> Bind:
@@ -58,13 +66,14 @@ def posting_many(workers: int) -> Bind:
     topic = bus.topic("key")
     topic.subscribe(peers.handler)
 
-    def burst(post_many: Callable[..., object], event: object, n: int) -> None:
-        chunk = [event] * CHUNK
-        for _ in repeat(None, n * EVENTS // CHUNK):
-            post_many(chunk)
+    def burst(
+        post_many: Callable[..., object], events: list[object], n: int
+    ) -> None:
+        for _ in repeat(None, n):
+            post_many(events)
         bus.drain()
 
-    return lambda thread: partial(burst, topic.post_many, object())
+    return lambda thread: partial(burst, topic.post_many, new_events())
 
 
 def posting_partitions(workers: int) -> Bind:
@@ -72,13 +81,14 @@ def posting_partitions(workers: int) -> Bind:
     topic = bus.topic("key")
     topic.subscribe(peers.handler)
 
-    def burst(post: Callable[..., object], event: object, n: int) -> None:
-        for _ in repeat(None, n * EVENTS // len(PARTITIONS)):
-            for partition in PARTITIONS:
+    def burst(post: Callable[..., object], events: list[object], n: int) -> None:
+        for _ in repeat(None, n):
+            for event, partition in zip(events, partitions, strict=True):
                 post(event, partition=partition)
         bus.drain()
 
-    return lambda thread: partial(burst, topic.post, object())
+    partitions = PARTITIONS * (EVENTS // len(PARTITIONS))
+    return lambda thread: partial(burst, topic.post, new_events())
 
 
 def consume(get: Callable[[], Any], handle: Callable[[Any], object]) -> None:
@@ -98,14 +108,15 @@ def through_queue(make: Callable[[], Any], workers: int) -> Bind:
             target=consume, args=(channel.get, peers.handler), daemon=True
         ).start()
 
-    def burst(put: Callable[[object], object], event: object, n: int) -> None:
-        for _ in repeat(None, n * EVENTS):
-            put(event)
+    def burst(put: Callable[[object], object], events: list[object], n: int) -> None:
+        for _ in repeat(None, n):
+            for event in events:
+                put(event)
         done = threading.Event()
         put(done)
         done.wait()
 
-    return lambda thread: partial(burst, channel.put, object())
+    return lambda thread: partial(burst, channel.put, new_events())
 
 
 def culsans(workers: int) -> Bind:
@@ -117,12 +128,13 @@ def culsans(workers: int) -> Bind:
 def through_executor(workers: int) -> Bind:
     executor = ThreadPoolExecutor(workers)
 
-    def burst(event: object, n: int) -> None:
-        for _ in repeat(None, n * EVENTS):
-            future = executor.submit(peers.handler, event)
+    def burst(events: list[object], n: int) -> None:
+        for _ in repeat(None, n):
+            for event in events:
+                future = executor.submit(peers.handler, event)
         future.result()
 
-    return lambda thread: partial(burst, object())
+    return lambda thread: partial(burst, new_events())
 
 
 def pyee_executor(workers: int) -> Bind:
@@ -132,16 +144,18 @@ def pyee_executor(workers: int) -> Bind:
     emitter = ExecutorEventEmitter(executor=executor)
     emitter.on("key", peers.handler)
 
-    def burst(event: object, n: int) -> None:
-        for _ in repeat(None, n * EVENTS):
-            emitter.emit("key", event)
+    def burst(events: list[object], n: int) -> None:
+        for _ in repeat(None, n):
+            for event in events:
+                emitter.emit("key", event)
         executor.submit(int).result()
 
-    return lambda thread: partial(burst, object())
+    return lambda thread: partial(burst, new_events())
 
 
 def asyncio_queue() -> Bind:
     """One thread: a producer and a consumer task that share a loop."""
+    made = new_events()
 
     def burst(n: int) -> None:
         async def consumer(events: asyncio.Queue[object]) -> None:
@@ -151,9 +165,9 @@ def asyncio_queue() -> Bind:
         async def main() -> None:
             events: asyncio.Queue[object] = asyncio.Queue(1024)
             task = asyncio.create_task(consumer(events))
-            event = object()
-            for _ in repeat(None, n * EVENTS):
-                await events.put(event)
+            for _ in repeat(None, n):
+                for event in made:
+                    await events.put(event)
             await task
 
         asyncio.run(main())

@@ -119,6 +119,19 @@ SHARES = (
 )
 
 KEPT = (
+    Kept(
+        "core/ftb_chain.h",
+        "ftb_load_acquire(&chain->push_level)",
+        ("relaxed",),
+        LETTER_OF_C11,
+    ),
+    Kept(
+        "core/ftb_chain.h",
+        "ftb_cas_acq_rel(&chain->push_level",
+        ("acquire", "release", "relaxed"),
+        LETTER_OF_C11,
+    ),
+    Kept("core/ftb_ring.h", "ftb_or_seq_cst(&ring->tail", ANY_CHANGE, LETTER_OF_C11),
     Kept("core/ftb_fan.h", "ftb_store_seq_cst(&fan->claim", ("release",), SHARES),
     Kept(
         "core/ftb_fan.h",

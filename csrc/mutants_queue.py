@@ -12,6 +12,7 @@ RING = "core/ftb_ring.h"
 STRAND = "core/ftb_strand.h"
 PARK = "core/ftb_park.h"
 IDLE = "core/ftb_idle.h"
+CHAIN = "core/ftb_chain.h"
 FAN = "core/ftb_fan.h"
 POOL_FAN = "core/ftb_pool_fan.c"
 POST = "core/ftb_pool_post.c"
@@ -19,6 +20,28 @@ TAKE = "core/ftb_pool_take.c"
 WAIT = "core/ftb_pool_wait.c"
 
 QUEUE: tuple[Mutant, ...] = (
+    # The chain: a ring is closed before the next one is used.
+    Mutant(
+        "chain-not-closed",
+        CHAIN,
+        "        ftb_ring_close(&chain->rings[level]); /* (2) */\n",
+        "",
+        ("model chain", "test_chain"),
+    ),
+    Mutant(
+        "chain-passed",
+        CHAIN,
+        "ftb_load_seq_cst(&chain->rings[level].tail)",
+        "ftb_load_acquire(&chain->rings[level].tail)",
+        ("model chain",),
+    ),
+    Mutant(
+        "chain-passed-too-soon",
+        CHAIN,
+        "== (head | FTB_RING_CLOSED)",
+        "!= head",
+        ("model chain", "test_chain"),
+    ),
     # The fan: one event's handlers, claimed one by one.
     Mutant(
         "fan-free-load",

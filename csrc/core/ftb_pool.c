@@ -37,7 +37,7 @@ pool_fill(ftb_pool_t *pool, const struct ftb_pool_options *options)
     pool->workers = ftb_alloc_line(workers_size);
     pool->strands = ftb_alloc_line(strands_size);
     if (pool->workers == NULL || pool->strands == NULL
-        || ftb_ring_init(&pool->urgent, ftb_next_pow2(pool->queue_size)) != FTB_OK) {
+        || ftb_chain_init(&pool->urgent, ftb_next_pow2(pool->queue_size)) != FTB_OK) {
         return FTB_NOMEM;
     }
     for (uint32_t i = 0; i < pool->strands_n; i++) {
@@ -51,7 +51,7 @@ pool_fill(ftb_pool_t *pool, const struct ftb_pool_options *options)
         ftb_parker_init(&pool->workers[i].parker);
     }
     for (uint32_t i = 0; i < pool->workers_n; i++) {
-        if (ftb_ring_init(&pool->workers[i].ring, ring_n) != FTB_OK) {
+        if (ftb_chain_init(&pool->workers[i].ring, ring_n) != FTB_OK) {
             return FTB_NOMEM;
         }
     }
@@ -93,14 +93,14 @@ ftb_pool_free(ftb_pool_t *pool)
     /* pool_fill makes the members of both arrays only once it has both. */
     if (pool->workers != NULL && pool->strands != NULL) {
         for (uint32_t i = 0; i < pool->workers_n; i++) {
-            ftb_ring_fini(&pool->workers[i].ring);
+            ftb_chain_fini(&pool->workers[i].ring);
             ftb_parker_fini(&pool->workers[i].parker);
         }
         for (uint32_t i = 0; i < pool->strands_n; i++) {
             ftb_strand_fini(&pool->strands[i]);
         }
     }
-    ftb_ring_fini(&pool->urgent);
+    ftb_chain_fini(&pool->urgent);
     ftb_waitset_fini(&pool->space);
     ftb_waitset_fini(&pool->drained);
     ftb_free(pool->workers);
@@ -111,7 +111,7 @@ ftb_pool_free(ftb_pool_t *pool)
 void
 ftb_pool_touch(ftb_pool_t *pool, uint32_t worker_ix)
 {
-    struct ftb_ring *ring = &pool->workers[worker_ix].ring;
+    struct ftb_ring *ring = &pool->workers[worker_ix].ring.rings[0];
     for (uint64_t i = 0; i <= ring->mask; i += 4096 / sizeof ring->cells[0]) {
         /* A page is placed by its first write. relaxed: adding 0 tells nobody anything */
         ftb_add_relaxed(&ring->cells[i].turn, 0);

@@ -18,10 +18,10 @@
  * 3. Cells. An event is admitted before it is put into a ring and leaves the ring before
  *    it is subtracted from queued; a strand has at most one token (ftb_strand.h). So at
  *    most queue_size + strands_n cells are claimed or needed at any time. The rings have
- *    at least that many together, so if no thread stands still inside a push or a pop, a
- *    push that needs a cell finds one: some ring is not full. The urgent ring has room for
- *    queue_size events by itself. A thread that does stand
- *    still there is between two instructions of its own, not waiting for anybody;
+ *    at least that many together (the last ring of each chain), so if no thread stands
+ *    still inside a push or a pop, a push that needs a cell finds one: some ring is not
+ *    full. The urgent ring has room for queue_size events by itself. A thread that does
+ *    stand still there is between two instructions of its own, not waiting for anybody;
  *    ftb__pool_put yields to it.
  *    A worker that runs a share of another's event counts as one unfinished event more, so
  *    that an event is finished when all are who run its handlers.
@@ -31,10 +31,10 @@
 #define FTB_POOL_INTERNAL_H
 
 #include "ftb_atomic.h"
+#include "ftb_chain.h"
 #include "ftb_idle.h"
 #include "ftb_park.h"
 #include "ftb_pool.h"
-#include "ftb_ring.h"
 #include "ftb_strand.h"
 
 #define FTB_WORD_QUEUED_ONE UINT64_C(1)
@@ -47,7 +47,7 @@ struct ftb_range {
 };
 
 struct ftb_pool_worker {
-    struct ftb_ring ring;
+    struct ftb_chain ring;
     /* Written once, by ftb_pool_new: the workers of its cache, of its node, and all; it
      * steals from near ones first. */
     struct ftb_range near[3];
@@ -79,7 +79,7 @@ struct ftb_pool {
     uint32_t spinners_max;
     struct ftb_pool_worker *workers;
     struct ftb_strand *strands;
-    struct ftb_ring urgent; /* every worker looks there first; room for all events */
+    struct ftb_chain urgent; /* every worker looks there first; room for all events */
     /* Written by ftb_pool_stop, once. */
     ftb_atomic(bool) is_stopped;
     /* The admission word, described above: producers add, consumers subtract. */

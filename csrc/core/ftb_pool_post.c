@@ -61,9 +61,9 @@ ftb__pool_put(
 {
     uint32_t put_n = 0;
     for (uint32_t full_n = 0; put_n < n;) {
-        struct ftb_ring *ring = &pool->workers[ring_ix].ring;
+        struct ftb_chain *ring = &pool->workers[ring_ix].ring;
         uint32_t pushed_n =
-            ftb_ring_try_push_mpmc(ring, items + put_n, n - put_n, kind);
+            ftb_chain_try_push_mpmc(ring, items + put_n, n - put_n, kind);
         put_n += pushed_n;
         if (FTB_UNLIKELY(pushed_n == 0)) {
             ring_ix = ring_ix + 1 < pool->workers_n ? ring_ix + 1 : 0;
@@ -112,7 +112,7 @@ ftb_pool_try_post_urgent(ftb_pool_t *pool, const struct ftb_item *item)
 {
     enum ftb_result result;
     if (pool_admit(pool, 1, &result) == 1) {
-        while (ftb_ring_try_push_mpmc(&pool->urgent, item, 1, FTB_RING_PLAIN) == 0) {
+        while (ftb_chain_try_push_mpmc(&pool->urgent, item, 1, FTB_RING_PLAIN) == 0) {
             sched_yield(); /* argument 3 in ftb_pool_internal.h */
         }
         ftb_add_relaxed(&pool->urgent_posts, 1); /* relaxed: a statistic */

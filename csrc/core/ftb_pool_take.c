@@ -39,10 +39,10 @@ strand_take(
 static uint32_t
 ring_take(ftb_pool_t *pool, uint32_t ring_ix, uint32_t n, struct ftb_batch *batch)
 {
-    struct ftb_ring *ring = &pool->workers[ring_ix].ring;
+    struct ftb_chain *ring = &pool->workers[ring_ix].ring;
     for (;;) {
         enum ftb_ring_kind kind = FTB_RING_NONE;
-        uint32_t taken_n = ftb_ring_try_pop_mpmc(ring, batch->items, n, &kind);
+        uint32_t taken_n = ftb_chain_try_pop_mpmc(ring, batch->items, n, &kind);
         batch->strand = NULL;
         batch->fan = NULL;
         if (kind == FTB_RING_TOKEN) {
@@ -62,10 +62,10 @@ static uint32_t
 urgent_take(ftb_pool_t *pool, uint32_t n, struct ftb_batch *batch)
 {
     enum ftb_ring_kind kind = FTB_RING_NONE;
-    if (FTB_LIKELY(ftb_ring_is_empty(&pool->urgent))) {
+    if (FTB_LIKELY(ftb_chain_is_empty(&pool->urgent))) {
         return 0;
     }
-    batch->n = ftb_ring_try_pop_mpmc(&pool->urgent, batch->items, n, &kind);
+    batch->n = ftb_chain_try_pop_mpmc(&pool->urgent, batch->items, n, &kind);
     batch->strand = NULL;
     batch->fan = NULL;
     return batch->n;

@@ -11,11 +11,11 @@
 bool
 ftb__pool_has_work(ftb_pool_t *pool, uint32_t first)
 {
-    if (!ftb_ring_is_empty(&pool->urgent)) {
+    if (!ftb_chain_is_empty(&pool->urgent)) {
         return true;
     }
     for (uint32_t i = 0, ix = first; i < pool->workers_n; i++) {
-        if (!ftb_ring_is_empty(&pool->workers[ix].ring)) {
+        if (!ftb_chain_is_empty(&pool->workers[ix].ring)) {
             return true;
         }
         ix = ix + 1 < pool->workers_n ? ix + 1 : 0;
@@ -31,7 +31,7 @@ worker_spin(ftb_pool_t *pool, uint32_t worker_ix, uint64_t until_ns)
     struct ftb_pool_worker *worker = &pool->workers[worker_ix];
     do {
         for (uint32_t i = 0; i < LOOKS_PER_CLOCK; i++) {
-            if (!ftb_ring_is_empty(&worker->ring)
+            if (!ftb_chain_is_empty(&worker->ring)
                 || ftb_parker_has_note_local(&worker->parker)) {
                 return true;
             }

@@ -49,6 +49,10 @@ enum ftb_ring_kind {
 
 #define FTB_RING_LAP 4u /* the step of a turn from one lap to the next */
 
+/* In the tail: the ring takes no more items. A claim swaps the tail as it read it without
+ * this bit, so none succeeds once the bit is set. */
+#define FTB_RING_CLOSED (UINT64_C(1) << 63)
+
 struct ftb_ring_cell {
     /* Written by the producer, then by the consumer, of the current position. */
     FTB_ALIGNED_TO(64) ftb_atomic(uint64_t) turn;
@@ -62,7 +66,7 @@ struct ftb_ring {
     void *memory;
     uint64_t mask;
     uint32_t shift;
-    /* The next position to push; written by producers. */
+    /* The next position to push, and FTB_RING_CLOSED; written by producers. */
     FTB_ALIGNED ftb_atomic(uint64_t) tail;
     /* The next position to pop; written by consumers. */
     FTB_ALIGNED ftb_atomic(uint64_t) head;
@@ -88,8 +92,8 @@ ftb_ring_turn_at(struct ftb_ring *ring, uint64_t position)
     return (position >> ring->shift) * FTB_RING_LAP;
 }
 
-/* Claim up to n free positions in a row. Returns how many, 0 if the ring is full (or a
- * slow consumer still holds the next cell), and the first in *position. */
+/* Claim up to n free positions in a row. Returns how many, 0 if the ring is closed or full
+ * (or a slow consumer still holds the next cell), and the first in *position. */
 static inline uint32_t
 ftb_ring_claim_free(struct ftb_ring *ring, uint32_t n, uint64_t *position)
 {
@@ -97,6 +101,9 @@ ftb_ring_claim_free(struct ftb_ring *ring, uint32_t n, uint64_t *position)
     for (;;) {
         uint64_t turn = 0;
         uint32_t free_n = 0;
+        if (FTB_UNLIKELY((first & FTB_RING_CLOSED) != 0)) {
+            return 0;
+        }
         while (free_n < n) {
             /* Pairs with the release in ftb_ring_try_pop_mpmc. */
             turn = ftb_load_acquire(&ftb_ring_cell_at(ring, first + free_n)->turn);
@@ -120,8 +127,9 @@ ftb_ring_claim_free(struct ftb_ring *ring, uint32_t n, uint64_t *position)
     }
 }
 
-/* Push items[0..n) in order; n is at least 1. Returns how many went in: fewer than n if the ring is full,
- * or if only a few cells in a row were free; call again for the rest. */
+/* Push items[0..n) in order; n is at least 1. Returns how many went in: fewer than n if
+ * the ring is closed or full, or if only a few cells in a row were free; call again for
+ * the rest. */
 static inline uint32_t
 ftb_ring_try_push_mpmc(
     struct ftb_ring *ring, const struct ftb_item *items, uint32_t n,
@@ -192,22 +200,36 @@ ftb_ring_try_pop_mpmc(
     return claimed_n;
 }
 
-/* Whether there is nothing to pop right now. The load of the turn is seq_cst because a
- * worker about to sleep relies on it (ftb_idle.h): if the item at the head is not published
- * yet, its producer has not looked for a sleeper yet either. */
+/* Whether there is nothing to pop right now, at the position in *head. The load of the turn
+ * is seq_cst because a worker about to sleep relies on it (ftb_idle.h): if the item at the
+ * head is not published yet, its producer has not looked for a sleeper yet either. */
 static inline bool
-ftb_ring_is_empty(struct ftb_ring *ring)
+ftb_ring_is_empty_at(struct ftb_ring *ring, uint64_t *head)
 {
     for (;;) {
         /* relaxed: what was said about the head holds for every earlier one, too; and if
          * its cell is free already, the turn read next orders a newer head. */
-        uint64_t first = ftb_load_relaxed(&ring->head);
-        uint64_t turn = ftb_load_seq_cst(&ftb_ring_cell_at(ring, first)->turn);
-        int64_t ahead = (int64_t)(turn - ftb_ring_turn_at(ring, first));
+        *head = ftb_load_relaxed(&ring->head);
+        uint64_t turn = ftb_load_seq_cst(&ftb_ring_cell_at(ring, *head)->turn);
+        int64_t ahead = (int64_t)(turn - ftb_ring_turn_at(ring, *head));
         if (ahead < (int64_t)FTB_RING_LAP) {
             return ahead <= 0;
         }
     }
+}
+
+static inline bool
+ftb_ring_is_empty(struct ftb_ring *ring)
+{
+    uint64_t head;
+    return ftb_ring_is_empty_at(ring, &head);
+}
+
+/* Let no more items in. Those inside can still be popped. */
+static inline void
+ftb_ring_close(struct ftb_ring *ring)
+{
+    ftb_or_seq_cst(&ring->tail, FTB_RING_CLOSED);
 }
 
 /* How many positions are claimed by producers and not by consumers, at some moment near
@@ -216,7 +238,7 @@ static inline uint64_t
 ftb_ring_length(struct ftb_ring *ring)
 {
     uint64_t head = ftb_load_relaxed(&ring->head);
-    uint64_t tail = ftb_load_relaxed(&ring->tail);
+    uint64_t tail = ftb_load_relaxed(&ring->tail) & ~FTB_RING_CLOSED;
     return tail > head ? tail - head : 0;
 }
 
