@@ -36,9 +36,9 @@ EVENTS = 2000  # in what a burst does once: many to one wake-up, as under load
 PARTITIONS = [f"player-{i}" for i in range(1000)]
 
 
-# Throughput: a burst posts n * EVENTS and returns when they have been handled. Events are
-# objects of their own, made before: one that is posted over and over would be a place in
-# memory whose reference count both sides write.
+# Throughput: a burst posts n * EVENTS and returns when they have been handled. Events
+# are objects of their own, made before: one that is posted over and over would be a
+# place in memory whose reference count both sides write.
 
 
 def new_events() -> list[object]:

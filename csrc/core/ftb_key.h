@@ -10,7 +10,7 @@
 #include "ftb_base.h"
 #include "ftb_xxh3.h"
 
-#define FTB_KEY_INLINE_BYTES 24
+#define FTB_KEY_INLINE_BYTES 24 /* ftb__short_bytes_equal knows */
 
 /* No key is longer. */
 #define FTB_KEY_MAX_BYTES ((1u << 29) - 1)
@@ -78,12 +78,50 @@ ftb_key_view(const struct ftb_key *key)
         key->hash, ftb_key_bytes(key), key->len_bytes, key->kind};
 }
 
+static inline uint64_t
+ftb__load_u64(const uint8_t *bytes)
+{
+    uint64_t word;
+    memcpy(&word, bytes, sizeof word);
+    return word;
+}
+
+static inline uint32_t
+ftb__load_u32(const uint8_t *bytes)
+{
+    uint32_t word;
+    memcpy(&word, bytes, sizeof word);
+    return word;
+}
+
+/* Whether two keys of up to FTB_KEY_INLINE_BYTES have the same bytes, by words that may
+ * overlap: a call of memcmp takes longer than the rest of a look-up. */
+static inline bool
+ftb__short_bytes_equal(const uint8_t *a, const uint8_t *b, uint32_t n)
+{
+    if (FTB_LIKELY(n >= 8)) {
+        return ftb__load_u64(a) == ftb__load_u64(b)
+               && ftb__load_u64(a + n - 8) == ftb__load_u64(b + n - 8)
+               && (n <= 16 || ftb__load_u64(a + 8) == ftb__load_u64(b + 8));
+    }
+    if (n >= 4) {
+        return ftb__load_u32(a) == ftb__load_u32(b)
+               && ftb__load_u32(a + n - 4) == ftb__load_u32(b + n - 4);
+    }
+    return n == 0 || (a[0] == b[0] && a[n / 2] == b[n / 2] && a[n - 1] == b[n - 1]);
+}
+
 static inline bool
 ftb_key_equals(const struct ftb_key *key, const struct ftb_keyview *view)
 {
-    return key->hash == view->hash && key->len_bytes == view->len_bytes
-           && key->kind == view->kind
-           && memcmp(ftb_key_bytes(key), view->data, view->len_bytes) == 0;
+    if (key->hash != view->hash || key->len_bytes != view->len_bytes
+        || key->kind != view->kind) {
+        return false;
+    }
+    return FTB_LIKELY(view->len_bytes <= FTB_KEY_INLINE_BYTES)
+               ? ftb__short_bytes_equal(
+                     key->bytes.in_place, view->data, view->len_bytes)
+               : memcmp(key->bytes.heap, view->data, view->len_bytes) == 0;
 }
 
 #endif
