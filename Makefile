@@ -48,7 +48,7 @@ setup: $(VENV)/.extension ## find or build the interpreter, make .venv, compile 
 	rm -rf $*
 	python=$$(python3 tools/interpreter.py --kind $(KIND)) && "$$python" -m venv $*
 	$*/bin/$(PIP) --upgrade pip setuptools
-	$*/bin/$(PIP) $(if $(filter $(BENCH_VENV),$*),--group bench,--group lint --group cabi)
+	$*/bin/$(PIP) $(if $(filter $(BENCH_VENV),$*),--group bench --group cabi,--group lint --group cabi)
 	@touch $@
 
 $(VENV)/.extension: $(VENV)/.packages setup.py ftbus/_cabi_build.py $(C_SOURCES)
@@ -84,10 +84,11 @@ test-tsan: setup ## the Python tests, interpreter and extension under ThreadSani
 	"$$python" $(SAN_PYTEST) $(PYTEST_ARGS)
 
 # The other libraries have a venv of their own, so that no test can come to need them.
+# cffi, which the buffers are compared with, would turn the GIL on.
 bench: setup $(BENCH_VENV)/.packages ## compare with other libraries (BENCH_ARGS=--quick)
 	$(BENCH) benchmarks/emit.py $(BENCH_ARGS)
 	$(BENCH) benchmarks/map.py $(BENCH_ARGS)
-	$(BENCH) benchmarks/buffers.py $(BENCH_ARGS)
+	PYTHON_GIL=0 $(BENCH) benchmarks/buffers.py $(BENCH_ARGS)
 	$(BENCH) benchmarks/dispatch.py $(BENCH_ARGS)
 
 models: ## search the models of the lock-free pieces (needs Debian's relacy-dev)

@@ -44,12 +44,29 @@ def pooled() -> Callable[[int], Any]:
     return ftbus.default_pool.allocate
 
 
+def through_cffi() -> Callable[[int], Any]:
+    """Drive the same arena by its C functions, as other native code's cffi would."""
+    from ftbus import buffers, cabi
+
+    arena = cabi.ffi.cast("ftb_arena_t *", buffers.arena_address(ftbus.default_pool))
+    new, release = cabi.lib.ftb_block_new, cabi.lib.ftb_block_release
+    zero = cabi.lib.ftb_block_zero
+
+    def allocate(size: int) -> None:
+        block = new(arena, size)
+        zero(block, size)
+        release(block)
+
+    return allocate
+
+
 # Where memory may come from: the module that must be there, and what makes a function
 # from a size to something that gives its memory back when it goes.
 ALLOCATORS: dict[str, tuple[str, Callable[[], Callable[[int], Any]]]] = {
     "pool.allocate": ("", pooled),
     "bytearray": ("", lambda: bytearray),
     "bytes": ("", lambda: bytes),
+    "cffi, call by call": ("ftbus.cabi", through_cffi),
 }
 
 

@@ -50,9 +50,7 @@ def posting(workers: int) -> Bind:
     topic = bus.topic("key")
     topic.subscribe(peers.handler)
 
-    def burst(
-        post: Callable[[object], object], events: list[object], n: int
-    ) -> None:
+    def burst(post: Callable[[object], object], events: list[object], n: int) -> None:
         for _ in repeat(None, n):
             for event in events:
                 post(event)
@@ -66,9 +64,7 @@ def posting_many(workers: int) -> Bind:
     topic = bus.topic("key")
     topic.subscribe(peers.handler)
 
-    def burst(
-        post_many: Callable[..., object], events: list[object], n: int
-    ) -> None:
+    def burst(post_many: Callable[..., object], events: list[object], n: int) -> None:
         for _ in repeat(None, n):
             post_many(events)
         bus.drain()
