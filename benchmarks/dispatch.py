@@ -205,9 +205,9 @@ def throughput_suite(size: int, targets: dict[str, float]) -> Suite:
 # call: handlers of equal work, on both cores
 
 
-def work(event: object) -> int:
+def work(steps: int) -> int:
     total = 0
-    for i in range(20_000):
+    for i in range(steps):
         total += i
     return total
 
@@ -216,36 +216,63 @@ def workers_of(n: int) -> list[Callable[[object], int]]:
     return [FunctionType(work.__code__, globals()) for _ in range(n)]
 
 
-def calling(handlers: int, workers: int) -> Bind:
+def bus_of(handlers: int, workers: int) -> ftbus.EventBus:
     bus = ftbus.EventBus(workers=workers).pin()
     for handle in workers_of(handlers):
         bus.subscribe("key", handle)
+    return bus
+
+
+def calling(handlers: int, workers: int, steps: int) -> Bind:
+    bus = bus_of(handlers, workers)
 
     def burst(n: int) -> None:
         for _ in repeat(None, n):
-            bus.call("key").result()
+            bus.call("key", steps).result()
 
     return lambda thread: burst
 
 
-def sequentially(handlers: int) -> Bind:
+def sharing(handlers: int, workers: int, steps: int) -> Bind:
+    bus = bus_of(handlers, workers)
+
+    def burst(n: int) -> None:
+        for _ in repeat(None, n):
+            bus.post("key", steps)
+            bus.drain()
+
+    return lambda thread: burst
+
+
+def sequentially(handlers: int, steps: int) -> Bind:
     functions = workers_of(handlers)
 
     def burst(n: int) -> None:
         for _ in repeat(None, n):
             for handle in functions:
-                handle(None)
+                handle(steps)
 
     return lambda thread: burst
 
 
 def call_suite() -> Suite:
-    cases = [
-        Case(SEQUENTIAL, partial(sequentially, 4), threads=(1,)),
-        Case(CALL, partial(calling, 4, 2), threads=(1,)),
-    ]
-    note = "4 handlers that compute for about a millisecond each, on 2 workers."
-    return Suite("call", cases, [Comparison(CALL, SEQUENTIAL, "speed", 1.9)], note)
+    cases, comparisons = [], []
+    for label, steps in (("1 ms", 25_000), ("10 ms", 250_000)):
+        loop, call, shared = (
+            f"{name}, {label}" for name in (SEQUENTIAL, CALL, "one event, shared")
+        )
+        cases += [
+            Case(loop, partial(sequentially, 4, steps), threads=(1,)),
+            Case(call, partial(calling, 4, 2, steps), threads=(1,)),
+            Case(shared, partial(sharing, 4, 2, steps), threads=(1,)),
+        ]
+        target = 1.9 if label == "10 ms" else None
+        comparisons += [
+            Comparison(call, loop, "speed", target),
+            Comparison(shared, loop, "speed"),
+        ]
+    note = "4 handlers that compute for about so long each, on 2 workers."
+    return Suite("call", cases, comparisons, note)
 
 
 # Latency: from just before the hand-over to the first line on the other side
@@ -430,10 +457,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     scale = 0.1 if options.quick else 1
     checks: list[Callable[[], list[Check]]] = [
-        partial(latency_checks, int(10_000 * scale)),
-        partial(loaded_latency_checks, int(100_000 * scale)),
-        partial(fairness_checks, int(200_000 * scale)),
-        partial(idle_checks, 10 * scale),
+        partial(latency_checks, min(int(10_000 * scale), options.most)),
+        partial(loaded_latency_checks, min(int(100_000 * scale), options.most)),
+        partial(fairness_checks, min(int(200_000 * scale), options.most)),
+        partial(idle_checks, min(10 * scale, options.most / 1000)),
     ]
     return report.run(options, suites, checks)
 

@@ -105,6 +105,16 @@ def test_buffers_run_and_nothing_is_copied_or_missed(tmp_path: Path) -> None:
     assert all(check["met"] for check in counted), counted
 
 
+def test_dispatch_runs(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    done = run("dispatch.py", *TINY, "--most", "500", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    check_json(found)
+    assert len(found["suites"]) == 3
+    assert any("in units of Lock" in check["name"] for check in found["checks"])
+
+
 def test_ctrl_c_leaves_the_rounds_so_far(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
