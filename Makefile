@@ -70,7 +70,7 @@ test-parallel: setup ## every Python test in four threads at once, five times
 test-asan: SAN := address,undefined
 test-asan: setup ## the Python tests with the extension under address and undefined
 	$(INSTRUMENT)
-	PYTHONSAFEPATH=1 PYTHONPATH=$(SAN_LIB) PYTHONMALLOC=mimalloc_debug \
+	FTBUS_LIB=$(SAN_LIB) PYTHONSAFEPATH=1 PYTHONPATH=$(SAN_LIB) PYTHONMALLOC=mimalloc_debug \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	$(PYTHON) $(SAN_PYTEST) $(PYTEST_ARGS)
@@ -79,7 +79,7 @@ test-tsan: SAN := thread
 test-tsan: setup ## the Python tests, interpreter and extension under ThreadSanitizer
 	$(INSTRUMENT)
 	python=$$(python3 tools/interpreter.py --kind tsan) && \
-	PYTHONSAFEPATH=1 PYTHONPATH=$(SAN_LIB):$(SITE) \
+	FTBUS_LIB=$(SAN_LIB) PYTHONSAFEPATH=1 PYTHONPATH=$(SAN_LIB):$(SITE) \
 	TSAN_OPTIONS=suppressions=$(CURDIR)/tools/tsan.supp:handle_segv=0:exitcode=66 \
 	"$$python" $(SAN_PYTEST) $(PYTEST_ARGS)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+import ftbus
 from ftbus import lifecycle, testing
 
 ROOT = Path(__file__).parent
@@ -81,6 +82,14 @@ class GilGuard:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    wanted = os.environ.get("FTBUS_LIB")  # the instrumented copy, where one is tested
+    if (
+        wanted
+        and Path(ftbus.__file__).resolve().parent.parent != Path(wanted).resolve()
+    ):
+        raise pytest.UsageError(
+            f"{ftbus.__file__} is tested, and not what is in {wanted}"
+        )
     config.pluginmanager.register(GilGuard(), "ftbus-gil-guard")
 
 

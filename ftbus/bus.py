@@ -11,7 +11,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
-from ftbus import _core, codecs, dispatch, handlers, lifecycle, stats, timers
+from ftbus import _core, calls, codecs, dispatch, handlers, lifecycle, stats, timers
 from ftbus.errors import BusClosedError, InvalidOptionError
 from ftbus.executor import BusExecutor
 from ftbus.streams import EventStream
@@ -301,7 +301,7 @@ class EventBus(_core.Bus):
         wait for a call on its own bus, nested deeper than there are workers: see
         ftbus.futures.TaskFuture.
         """
-        return dispatch.call(self, *self._resolve(key, *event), timeout, context)
+        return calls.call(self, *self._resolve(key, *event), timeout, context)
 
     async def acall(
         self,
@@ -319,7 +319,7 @@ class EventBus(_core.Bus):
         Raises HandlerErrors, EventDroppedError and what post raises.
         """
         pair = self._resolve(key, *event)
-        return await dispatch.acall(self, *pair, timeout, context)
+        return await calls.acall(self, *pair, timeout, context)
 
     def post_later(
         self,
@@ -498,7 +498,7 @@ class Topic(_core.Topic):
         context: Context | None = None,
     ) -> Future[list[Any]]:
         """Run the handlers in parallel; see EventBus.call."""
-        return dispatch.call(self._event_bus, self.key, event, timeout, context)
+        return calls.call(self._event_bus, self.key, event, timeout, context)
 
     async def acall(
         self,
@@ -509,7 +509,7 @@ class Topic(_core.Topic):
     ) -> list[Any]:
         """Run the handlers in parallel and await the results; see EventBus.acall."""
         bus = self._event_bus
-        return await dispatch.acall(bus, self.key, event, timeout, context)
+        return await calls.acall(bus, self.key, event, timeout, context)
 
     def stats(self) -> stats.TopicStats:
         """Return this topic's counters."""

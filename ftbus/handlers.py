@@ -169,6 +169,12 @@ class _Inbox:
         self._is_woken = False
         self._tasks: set[asyncio.Task[None]] = set()  # used by the loop's thread only
 
+    def after_fork_child(self) -> None:
+        """Make the lock new, whoever held it, and forget what waits for the parent."""
+        self._lock = threading.RLock()
+        self._waiting.clear()
+        self._is_woken = False
+
     def put(
         self, handler: AsyncHandler, event: object, context: Context | None
     ) -> None:
@@ -231,5 +237,8 @@ def _inbox_of(loop: asyncio.AbstractEventLoop) -> _Inbox:
 def after_fork_child() -> None:
     """Forget the event loops: their threads stayed in the parent process."""
     global _inboxes, _inboxes_lock
+    for reference in list(_inboxes.values()):
+        if (inbox := reference()) is not None:
+            inbox.after_fork_child()
     _inboxes = weakref.WeakKeyDictionary()
     _inboxes_lock = threading.RLock()

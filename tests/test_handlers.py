@@ -19,6 +19,7 @@ from ftbus import (
     HandlerErrors,
     HandlerTypeError,
     InvalidOptionError,
+    handlers,
 )
 from ftbus.testing import eventually, run_threads
 
@@ -677,6 +678,30 @@ def test_async_handler_failure_goes_to_on_error() -> None:
     assert error.args == (5,)
     assert key == "key"
     assert function is handler
+
+
+@pytest.mark.thread_unsafe(reason="calls what a fork's child calls")
+def test_fork_child_can_put_to_a_loop_whose_lock_was_held() -> None:
+    loop = asyncio.new_event_loop()
+    inbox = handlers._inbox_of(loop)
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with inbox._lock:
+            entered.set()
+            assert leave.wait(WAIT)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert entered.wait(WAIT)
+        inbox.after_fork_child()
+        assert inbox._lock.acquire(blocking=False)
+        inbox._lock.release()
+    finally:
+        leave.set()
+        thread.join()
+        loop.close()
 
 
 def test_loop_is_let_go_with_its_handlers() -> None:
