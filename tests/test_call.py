@@ -267,3 +267,15 @@ def test_call_encodes_once() -> None:
         bus.on("key", lambda event: event)
         assert bus.call("key", [1, 2]).result(WAIT) == [b"[1,2]"] * 3 + [[1, 2]]
         assert bus.stats().encoded == 1
+
+
+def test_cancel_of_a_once_handler_that_a_call_has_claimed_says_so() -> None:
+    with held_bus() as (bus, gate):
+        seen: list[object] = []
+        subscription = bus.subscribe("once", seen.append, once=True)
+        future = bus.call("once", "event")
+        assert subscription.cancel()  # it has not started, and now it will not
+        assert not subscription.cancel()
+        gate.open()
+        assert future.result(WAIT) == []
+        assert seen == []

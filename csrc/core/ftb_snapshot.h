@@ -22,13 +22,14 @@ enum {
 
 enum ftb_handler_state {
     FTB_HANDLER_ACTIVE = 0,
-    FTB_HANDLER_SPENT = 1,     /* a once-handler that some emit has claimed */
+    FTB_HANDLER_SPENT = 1,     /* a once-handler that has started */
     FTB_HANDLER_CANCELLED = 2, /* starts no more */
+    FTB_HANDLER_RESERVED = 3,  /* a once-handler that a call has claimed, not started */
 };
 
 struct ftb_handler {
     ftb_atomic(uint32_t) refs; /* snapshots + the subscription object */
-    /* enum ftb_handler_state; goes back only from SPENT, by who set that */
+    /* enum ftb_handler_state; goes back only from RESERVED, by who set that */
     ftb_atomic(uint32_t) state;
     uint32_t flags;
     int32_t priority;

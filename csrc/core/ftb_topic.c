@@ -197,7 +197,7 @@ handlers_cancel_locked(
             /* Release: pairs with the acquire in an emit that is under way. */
             uint32_t was =
                 ftb_exchange_acq_rel(&handlers[i]->state, FTB_HANDLER_CANCELLED);
-            removed_n += was == FTB_HANDLER_ACTIVE;
+            removed_n += was == FTB_HANDLER_ACTIVE || was == FTB_HANDLER_RESERVED;
         }
     }
     return removed_n;

@@ -88,7 +88,7 @@ FTB_MUST_USE enum ftb_result
 ftb_topic_add(struct ftb_topic *topic, struct ftb_handler *handler);
 
 /* Cancel the handlers for which match is true (all if match is NULL) and publish a
- * snapshot without them. Sets *removed_n to how many were active. `match` runs under the
+ * snapshot without them. Sets *removed_n to how many of them can start no more that could. `match` runs under the
  * stripe's lock: it must not run user code, drop a reference or block.
  * FTB_NOMEM: nothing changed. */
 FTB_MUST_USE enum ftb_result ftb_topic_remove(

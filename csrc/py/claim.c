@@ -10,7 +10,7 @@ typedef struct {
     PyObject_HEAD
     struct ftb_handler *handler; /* one reference */
     BusObject *bus;              /* strong */
-    int is_reserved;             /* a once-handler, SPENT by this claim */
+    int is_reserved;             /* a once-handler, RESERVED by this claim */
 } ClaimObject;
 
 static PyTypeObject claim_type;
@@ -36,7 +36,7 @@ claim_new(BusObject *bus, struct ftb_handler *handler)
     self->bus = (BusObject *)Py_NewRef(bus);
     /* acq_rel: racing emits, calls and cancel agree on one owner. */
     self->is_reserved =
-        is_once && ftb_cas_acq_rel(&handler->state, &active, FTB_HANDLER_SPENT);
+        is_once && ftb_cas_acq_rel(&handler->state, &active, FTB_HANDLER_RESERVED);
     if (is_once && !self->is_reserved) {
         Py_CLEAR(self);
     }
@@ -98,11 +98,11 @@ claim_give_back(PyObject *object, PyObject *unused)
 {
     (void)unused;
     ClaimObject *self = (ClaimObject *)object;
-    uint32_t spent = FTB_HANDLER_SPENT;
+    uint32_t reserved = FTB_HANDLER_RESERVED;
     if (self->is_reserved) {
         self->is_reserved = 0;
         /* acq_rel: the next owner's claim; not if it was cancelled meanwhile. */
-        (void)ftb_cas_acq_rel(&self->handler->state, &spent, FTB_HANDLER_ACTIVE);
+        (void)ftb_cas_acq_rel(&self->handler->state, &reserved, FTB_HANDLER_ACTIVE);
     }
     Py_RETURN_NONE;
 }
@@ -155,8 +155,15 @@ claim_call(ClaimObject *self, PyObject *event, PyObject *function, int *skip)
 {
     struct ftb_call call;
     PyObject *target, *result = NULL;
-    /* acquire: a cancelled handler may be in the snapshot no more. */
-    *skip = ftb_load_acquire(&self->handler->state) == FTB_HANDLER_CANCELLED;
+    if (self->is_reserved) {
+        /* acq_rel: either this starts it, or a cancel that says so keeps it from starting.
+         */
+        uint32_t reserved = FTB_HANDLER_RESERVED;
+        *skip = !ftb_cas_acq_rel(&self->handler->state, &reserved, FTB_HANDLER_SPENT);
+    } else {
+        /* acquire: a cancelled handler may be in the snapshot no more. */
+        *skip = ftb_load_acquire(&self->handler->state) == FTB_HANDLER_CANCELLED;
+    }
     if (*skip) {
         return NULL;
     }
