@@ -31,10 +31,16 @@ WAIT = 30  # seconds; only a hang takes that long
 
 
 def failing(error: BaseException) -> Callable[[object], None]:
-    """Make a handler that raises the error."""
+    """Make a handler that raises the error.
+
+    In one thread at a time: raising adds to the traceback of an exception, without a
+    lock in CPython.
+    """
+    lock = threading.RLock()
 
     def fail(event: object) -> None:
-        raise error
+        with lock:
+            raise error
 
     return fail
 
