@@ -87,30 +87,30 @@ def posting_partitions(workers: int) -> Bind:
     return lambda thread: partial(burst, topic.post, new_events())
 
 
-def consume(get: Callable[[], Any], handle: Callable[[Any], object]) -> None:
+def consume(
+    get: Callable[[], Any], handle: Callable[[Any], object], done: threading.Semaphore
+) -> None:
+    """Do no more for an event than the least that ends a loop by hand: compare it."""
     while True:
-        event = get()
-        if isinstance(event, threading.Event):
-            event.set()
-        else:
+        while (event := get()) is not None:
             handle(event)
+        done.release()
 
 
 def through_queue(make: Callable[[], Any], workers: int) -> Bind:
     """What is usually written: threads that loop over a queue."""
-    channel = make()
+    channel, done = make(), threading.Semaphore(0)
     for _ in range(workers):
         threading.Thread(
-            target=consume, args=(channel.get, peers.handler), daemon=True
+            target=consume, args=(channel.get, peers.handler, done), daemon=True
         ).start()
 
     def burst(put: Callable[[object], object], events: list[object], n: int) -> None:
         for _ in repeat(None, n):
             for event in events:
                 put(event)
-        done = threading.Event()
-        put(done)
-        done.wait()
+        put(None)
+        done.acquire()
 
     return lambda thread: partial(burst, channel.put, new_events())
 
