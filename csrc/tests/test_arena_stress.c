@@ -13,9 +13,11 @@
 #include <unistd.h>
 
 #if defined(__SANITIZE_THREAD__)
-enum { UNDER_TSAN = 1 };
+enum { UNDER_TSAN = 1, UNDER_ASAN = 0 };
+#elif defined(__SANITIZE_ADDRESS__)
+enum { UNDER_TSAN = 0, UNDER_ASAN = 1 };
 #else
-enum { UNDER_TSAN = 0 };
+enum { UNDER_TSAN = 0, UNDER_ASAN = 0 };
 #endif
 
 static uint64_t seed;
@@ -473,25 +475,70 @@ fork_child(struct work *work)
     _exit(sound ? 0 : 1);
 }
 
+/* AddressSanitizer's own allocator, in gcc 12, does not free its locks in the child: a
+ * program of nothing but malloc, free and fork hangs there in 2 of 100 forks. So there,
+ * and only there, a fork waits until the others are between two bursts of work. */
+static pthread_rwlock_t malloc_gate;
+
+static void
+gate_init(void)
+{
+    pthread_rwlockattr_t fair;
+    pthread_rwlockattr_init(&fair);
+    pthread_rwlockattr_setkind_np(&fair, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+    pthread_rwlock_init(&malloc_gate, &fair);
+    pthread_rwlockattr_destroy(&fair);
+}
+
+static pid_t
+fork_amid_work(void)
+{
+    if (UNDER_ASAN) {
+        pthread_rwlock_wrlock(&malloc_gate);
+    }
+    pid_t child = fork();
+    if (UNDER_ASAN && child != 0) {
+        pthread_rwlock_unlock(&malloc_gate);
+    }
+    return child;
+}
+
+static void
+work_amid_forks(int ix, struct work *work)
+{
+    while (atomic_load(&work->running) > 0) {
+        if (UNDER_ASAN) {
+            pthread_rwlock_rdlock(&malloc_gate);
+        }
+        random_body(ix, work);
+        if (UNDER_ASAN) {
+            pthread_rwlock_unlock(&malloc_gate);
+        }
+    }
+}
+
 static void
 forked_body(int ix, void *context)
 {
     struct work *work = context;
     if (ix > 0) {
-        while (atomic_load(&work->running) > 0) {
-            random_body(ix, work);
-        }
+        work_amid_forks(ix, work);
         return;
     }
     long forks = scaled(50);
     for (long i = 0; i < forks; i++) {
-        pid_t child = fork();
+        pid_t child = fork_amid_work();
         CHECK(child >= 0);
         if (child == 0) {
             fork_child(work);
         }
         int status;
         CHECK(waitpid(child, &status, 0) == child);
+        if (status != 0) {
+            printf(
+                "      fork %ld: the child ended with status %#x\n", i,
+                (unsigned)status);
+        }
         CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
     }
     atomic_store(&work->running, 0);
@@ -507,6 +554,7 @@ test_a_fork_child_can_allocate(void)
     }
     struct work work;
     work_init(&work, 0, 200);
+    gate_init();
     atomic_store(&work.running, 1);
     run_threads(4, forked_body, &work);
     check_at_rest(work.arena);
