@@ -388,15 +388,15 @@ QUEUE: tuple[Mutant, ...] = (
     Mutant(
         "pool-space-wakes-nobody",
         TAKE,
-        "if (queued_n > 0) {",
+        "if (queued_n > 0 && ftb__word_queued(word) <= pool->room_queued) {",
         "if (queued_n > 1000) {",
         ("test_pool_stress",),
     ),
     Mutant(
         "pool-space-not-passed-on",
         WAIT,
-        "        if (has_space(pool)) {\n            ftb_waitset_notify(",
-        "        if (pool == NULL) {\n            ftb_waitset_notify(",
+        "(has_at_most(pool, pool->room_queued)) {\n            ftb_waitset_notify(",
+        "(pool == NULL) {\n            ftb_waitset_notify(",
         ("test_pool_close",),
     ),
     Mutant(

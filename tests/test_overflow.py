@@ -291,3 +291,25 @@ def test_handler_in_a_full_partition_that_posts_to_itself_is_refused_in_time() -
         assert bus.drain(WAIT)
         assert [type(error) for error in errors] == [QueueFullError]
         check_conservation(bus.stats())
+
+
+def test_a_post_goes_on_with_any_space_if_no_more_can_come() -> None:
+    """A waiting post is woken for some space, but what makes it may wait for the post."""
+    posted = threading.Event()
+    with held_bus(queue_size=8) as (bus, gate):
+        bus.on("waits", lambda event: seen.append(posted.wait(WAIT)))
+        seen: list[bool] = []
+        for _ in range(8):
+            bus.post("waits")
+
+        def post_one_more() -> None:
+            bus.post("waits")
+            posted.set()
+
+        poster = threading.Thread(target=post_one_more)
+        poster.start()
+        gate.open()
+        poster.join(WAIT)
+        assert posted.is_set()
+        assert bus.drain(WAIT)
+        assert seen == [True] * 9

@@ -1,5 +1,9 @@
 #include "ftb_pool_internal.h"
 
+/* The most events for which there is space before who waits for some is woken: takes long
+ * enough to hide what a wake-up costs, and more would only keep the queue short. */
+#define ROOM_MAX 1024u
+
 static bool
 options_are_valid(const struct ftb_pool_options *options)
 {
@@ -70,6 +74,10 @@ ftb_pool_new(const struct ftb_pool_options *options)
     }
     pool->workers_n = options->workers_n;
     pool->queue_size = options->queue_size;
+    /* Space for one event is not worth a wake-up: it would be full again at once, and the
+     * next take would have to wake somebody again. */
+    uint32_t room_n = (pool->queue_size + 3) / 4;
+    pool->room_queued = pool->queue_size - (room_n < ROOM_MAX ? room_n : ROOM_MAX);
     pool->strands_n = options->strands_n;
     pool->spin_ns = options->spin_ns;
     /* More than half of the workers spinning would only slow the others down. */

@@ -74,6 +74,7 @@ struct ftb_pool {
     /* Written once, by ftb_pool_new. */
     uint32_t workers_n;
     uint32_t queue_size;
+    uint32_t room_queued; /* so few queued that who waits for space is woken */
     uint32_t strands_n;
     uint32_t spin_ns;
     uint32_t spinners_max;

@@ -11,7 +11,7 @@ static FTB_TLS uint32_t posts_of_thread;
 
 /* Count up to n events in, as many as there is space for. Returns how many, with the
  * result in *result. Argument 1 in ftb_pool_internal.h. */
-static uint32_t
+static inline uint32_t
 pool_admit(ftb_pool_t *pool, uint32_t n, enum ftb_result *result)
 {
     uint64_t word = ftb_load_relaxed(&pool->word); /* relaxed: the swap checks it */
@@ -99,9 +99,13 @@ enum ftb_result
 ftb_pool_try_post(ftb_pool_t *pool, const struct ftb_item *item)
 {
     enum ftb_result result;
-    if (pool_admit(pool, 1, &result) == 1) {
+    if (FTB_LIKELY(pool_admit(pool, 1, &result) == 1)) {
         uint32_t ring_ix = ftb__pool_choose_ring(pool);
-        ftb__pool_put(pool, ring_ix, item, 1, FTB_RING_PLAIN);
+        struct ftb_chain *ring = &pool->workers[ring_ix].ring;
+        /* As ftb__pool_put, but here the compiler knows that it is one plain item. */
+        if (FTB_UNLIKELY(ftb_chain_try_push_mpmc(ring, item, 1, FTB_RING_PLAIN) == 0)) {
+            ftb__pool_put(pool, ring_ix, item, 1, FTB_RING_PLAIN);
+        }
         ftb__pool_wake(pool, ring_ix);
     }
     return result;

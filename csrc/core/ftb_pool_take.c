@@ -112,7 +112,7 @@ ftb__pool_subtract(ftb_pool_t *pool, uint32_t queued_n, uint32_t unfinished_n)
     /* seq_cst: comes before the loads that look for waiters; releases what the handlers
      * did to who waits for the drain. */
     uint64_t word = ftb_sub_seq_cst(&pool->word, part) - part;
-    if (queued_n > 0) {
+    if (queued_n > 0 && ftb__word_queued(word) <= pool->room_queued) {
         ftb_waitset_notify(&pool->space, false);
     }
     if (unfinished_n > 0

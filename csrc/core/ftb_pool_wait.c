@@ -5,6 +5,14 @@
  * comes within this time. */
 #define QUIET_SPIN_NS 1000u
 
+/* How long a thread waits for enough space before any will do. Not in debug builds, whose
+ * tests are to see a wake-up that is lost. */
+#ifdef FTB_DEBUG
+#define LOOK_AGAIN_NS (UINT64_C(3600) * 1000000000u)
+#else
+#define LOOK_AGAIN_NS UINT64_C(1000000)
+#endif
+
 /* A clock costs as much as a few looks at a ring. */
 #define LOOKS_PER_CLOCK 8u
 
@@ -120,11 +128,12 @@ ftb_pool_wait_work(ftb_pool_t *pool, uint32_t worker_ix, uint64_t deadline_ns)
     return result;
 }
 
+/* Whether at most that many events are queued. */
 static bool
-has_space(ftb_pool_t *pool)
+has_at_most(ftb_pool_t *pool, uint32_t queued_max)
 {
     /* seq_cst: after prepare, pairs with the subtraction before notify. */
-    return ftb__word_queued(ftb_load_seq_cst(&pool->word)) < pool->queue_size;
+    return ftb__word_queued(ftb_load_seq_cst(&pool->word)) <= queued_max;
 }
 
 static bool
@@ -133,36 +142,51 @@ is_closed(ftb_pool_t *pool)
     return (ftb_load_seq_cst(&pool->word) & FTB_WORD_CLOSED) != 0;
 }
 
-/* A take that frees space wakes one waiter. That waiter may give up instead of posting, so
- * whoever has slept passes the wake-up on if there is space when it leaves: as long as
- * there is space, somebody awake is on its way to find it. */
-enum ftb_result
-ftb_pool_wait_space(ftb_pool_t *pool, uint64_t deadline_ns)
+/* Look on while others may be about to make room, without sleeping. */
+static void
+space_spin(ftb_pool_t *pool, uint64_t until_ns)
 {
-    uint64_t spin_until_ns = ftb_now_ns() + pool->spin_ns;
-    while (!has_space(pool) && !is_closed(pool) && ftb_now_ns() < spin_until_ns) {
+    while (!has_at_most(pool, pool->room_queued) && !is_closed(pool)
+           && ftb_now_ns() < until_ns) {
         for (uint32_t i = 0; i < LOOKS_PER_CLOCK; i++) {
             ftb_relax();
         }
     }
+}
+
+/* A take that leaves room wakes one waiter. That waiter may give up instead of posting, so
+ * whoever has slept passes the wake-up on if there is room when it leaves: as long as
+ * there is, somebody awake is on its way to find it. One who slept for LOOK_AGAIN_NS is
+ * content with any space: what would make room may itself be waiting for this thread. */
+enum ftb_result
+ftb_pool_wait_space(ftb_pool_t *pool, uint64_t deadline_ns)
+{
+    uint64_t now_ns = ftb_now_ns();
     enum ftb_result slept = FTB_OK;
+    space_spin(pool, now_ns + pool->spin_ns);
     for (;;) {
         if (is_closed(pool)) {
             return FTB_CLOSED;
         }
-        if (has_space(pool)) {
+        now_ns = ftb_now_ns();
+        uint32_t wanted = slept == FTB_TIMEOUT || now_ns >= deadline_ns
+                              ? pool->queue_size - 1
+                              : pool->room_queued;
+        if (has_at_most(pool, wanted)) {
             return FTB_OK;
         }
-        if (slept == FTB_TIMEOUT) {
+        if (now_ns >= deadline_ns) {
             return FTB_TIMEOUT;
         }
         uint32_t key = ftb_waitset_prepare(&pool->space);
-        if (has_space(pool) || is_closed(pool)) {
+        if (has_at_most(pool, wanted) || is_closed(pool)) {
             ftb_waitset_cancel(&pool->space);
             continue;
         }
-        slept = ftb_waitset_commit(&pool->space, key, deadline_ns);
-        if (has_space(pool)) {
+        uint64_t look_ns = now_ns + LOOK_AGAIN_NS;
+        slept = ftb_waitset_commit(
+            &pool->space, key, look_ns < deadline_ns ? look_ns : deadline_ns);
+        if (has_at_most(pool, pool->room_queued)) {
             ftb_waitset_notify(&pool->space, false);
         }
     }

@@ -32,11 +32,11 @@
 #include "ftb_atomic.h"
 #include "ftb_base.h"
 
-/* One queued event, as the layer above made it; the core only carries it. */
+/* One queued event, as the layer above made it; the core only carries it. With its turn it
+ * makes half a cache line. */
 struct ftb_item {
     void *target;
     void *payload;
-    void *extra;
     uint64_t stamp_ns;
 };
 
@@ -55,7 +55,7 @@ enum ftb_ring_kind {
 
 struct ftb_ring_cell {
     /* Written by the producer, then by the consumer, of the current position. */
-    FTB_ALIGNED_TO(64) ftb_atomic(uint64_t) turn;
+    FTB_ALIGNED_TO(32) ftb_atomic(uint64_t) turn;
     /* Written by that producer before it publishes the turn. */
     ftb_plain(struct ftb_item) item;
 };

@@ -15,20 +15,29 @@ struct entered {
 
 int context_snapshot_slow(PyObject *chosen, PyObject **snapshot);
 
+/* Whether this thread surely has no variables set. */
+static inline int
+context_is_absent(void)
+{
+#if PY_VERSION_HEX < 0x030F0000
+    /* No documented call tells whether a thread has a context at all without making one:
+     * a copy, made to look, costs 25 ns of each post. The field has been there since 3.7.
+     */
+    return PyThreadState_GetUnchecked()->context == NULL;
+#else
+    return 0;
+#endif
+}
+
 /* The variables to run an event with, in *snapshot: a copy of `chosen`, or of the current
  * context if that is NULL or None; NULL if none are set. 0, or -1 with an exception. */
 static inline int
 context_snapshot(PyObject *chosen, PyObject **snapshot)
 {
     *snapshot = NULL;
-#if PY_VERSION_HEX < 0x030F0000
-    /* No documented call tells whether a thread has a context at all without making one:
-     * a copy, made to look, costs 25 ns of each post. The field has been there since 3.7.
-     */
-    if ((chosen == NULL || chosen == Py_None) && PyThreadState_Get()->context == NULL) {
+    if ((chosen == NULL || chosen == Py_None) && context_is_absent()) {
         return 0;
     }
-#endif
     return context_snapshot_slow(chosen, snapshot);
 }
 

@@ -163,15 +163,12 @@ post_full(struct post *post)
     }
 }
 
-/* Queue post->item and count it; owns the payload reference either way. */
-static PyObject *
-post_run(struct post *post)
+/* What comes of an event that was counted as posted but not queued at the first try. */
+static FTB_NOINLINE PyObject *
+post_not_queued(struct post *post, enum ftb_result why)
 {
-    ftb_count_local(&post->cell->posted, 1);
     PyObject *result = NULL;
-    switch (try_once(post)) {
-    case FTB_OK:
-        Py_RETURN_TRUE;
+    switch (why) {
     case FTB_FULL:
         result = post_full(post);
         break;
@@ -190,6 +187,18 @@ post_run(struct post *post)
         PyErr_SetRaisedException(error);
     }
     return result;
+}
+
+/* Queue post->item and count it; owns the payload reference either way. */
+static PyObject *
+post_run(struct post *post)
+{
+    ftb_count_local(&post->cell->posted, 1);
+    enum ftb_result result = try_once(post);
+    if (FTB_LIKELY(result == FTB_OK)) {
+        Py_RETURN_TRUE;
+    }
+    return post_not_queued(post, result);
 }
 
 /* What decides where in the queue an event goes. */
@@ -256,6 +265,43 @@ bus_post_event(
     return post.item.payload != NULL ? post_run(&post) : NULL;
 }
 
+/* A post without options, as most are: bus_post_event with all that they would need left
+ * out. */
+static PyObject *
+post_plain(BusObject *bus, struct ftb_topic *topic, PyObject *event)
+{
+    struct ftb_thread *thread = ftb_thread_current();
+    struct ftb_cell *cell =
+        thread != NULL ? ftb_shard_cell_local(thread->shard, ftb_topic_id(topic))
+                       : NULL;
+    ftb_pool_t *pool = ftb_load_acquire(&bus->pool);
+    if (FTB_UNLIKELY(
+            cell == NULL || pool == NULL || bus->orders_by_key
+            || !context_is_absent())) {
+        struct post_options options = {.timeout_ns = FTB_FOREVER};
+        if (context_snapshot(NULL, &options.context) < 0) {
+            return NULL;
+        }
+        PyObject *queued = bus_post_event(bus, topic, event, &options);
+        Py_XDECREF(options.context);
+        return queued;
+    }
+    struct ftb_item item = {.target = topic, .payload = Py_NewRef(event)};
+    ftb_count_local(&cell->posted, 1);
+    enum ftb_result result = ftb_pool_try_post(pool, &item);
+    if (FTB_LIKELY(result == FTB_OK)) {
+        Py_RETURN_TRUE;
+    }
+    struct post post = {
+        .bus = bus,
+        .pool = pool,
+        .topic = topic,
+        .cell = cell,
+        .item = item,
+        .timeout_ns = FTB_FOREVER};
+    return post_not_queued(&post, result);
+}
+
 /* _submit(task, timeout): a task is called without arguments, or told dropped(). */
 PyObject *
 bus_submit(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
@@ -315,6 +361,9 @@ topic_post(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kw
 {
     PyObject *out[5];
     TopicObject *topic = (TopicObject *)self;
+    if (FTB_LIKELY(nargs == 1 && kwnames == NULL)) {
+        return post_plain(topic->bus, topic->topic, args[0]);
+    }
     if (args_unpack(&topic_post_spec, args, nargs, kwnames, out) < 0) {
         return NULL;
     }
@@ -325,6 +374,10 @@ PyObject *
 bus_post(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
     PyObject *out[6];
+    if (FTB_LIKELY(nargs == 2 && kwnames == NULL)) {
+        struct ftb_topic *topic = bus_topic_of((BusObject *)self, args[0]);
+        return topic != NULL ? post_plain((BusObject *)self, topic, args[1]) : NULL;
+    }
     if (args_unpack(&bus_post_spec, args, nargs, kwnames, out) < 0) {
         return NULL;
     }

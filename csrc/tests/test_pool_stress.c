@@ -42,11 +42,11 @@ struct stress {
     } partitions[PARTITIONS_N];
 };
 
-/* Event: extra = producer, payload = number, target = partition + 1 or NULL. */
+/* Event: stamp_ns = producer, payload = number, target = partition + 1 or NULL. */
 static void
 event_seen(struct stress *stress, const struct ftb_item *item, bool is_run)
 {
-    uint64_t producer = (uintptr_t)item->extra;
+    uint64_t producer = item->stamp_ns;
     uint64_t number = number_of(item);
     uint64_t partition = (uintptr_t)item->target;
     CHECK(producer < (uint64_t)stress->producers_n);
@@ -110,7 +110,7 @@ producer_body(struct stress *stress, uint64_t producer)
         struct ftb_item item = {
             .target = (void *)(uintptr_t)partition,
             .payload = (void *)(uintptr_t)number,
-            .extra = (void *)(uintptr_t)producer,
+            .stamp_ns = producer,
         };
         enum ftb_result result;
         do {
