@@ -355,9 +355,9 @@ QUEUE: tuple[Mutant, ...] = (
     Mutant(
         "pool-post-wakes-nobody",
         POST,
-        "ftb__pool_put(pool, ring_ix, item, 1, FTB_RING_PLAIN);\n"
+        "    ftb__pool_put(pool, ring_ix, item, 1, FTB_RING_PLAIN);\n        }\n"
         "        ftb__pool_wake(pool, ring_ix);",
-        "ftb__pool_put(pool, ring_ix, item, 1, FTB_RING_PLAIN);",
+        "    ftb__pool_put(pool, ring_ix, item, 1, FTB_RING_PLAIN);\n        }",
         ("test_pool_stress",),
     ),
     Mutant(

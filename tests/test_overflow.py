@@ -294,7 +294,7 @@ def test_handler_in_a_full_partition_that_posts_to_itself_is_refused_in_time() -
 
 
 def test_a_post_goes_on_with_any_space_if_no_more_can_come() -> None:
-    """A waiting post is woken for some space, but what makes it may wait for the post."""
+    """What would make enough space to wake a post may itself wait for the post."""
     posted = threading.Event()
     with held_bus(queue_size=8) as (bus, gate):
         bus.on("waits", lambda event: seen.append(posted.wait(WAIT)))

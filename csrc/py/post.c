@@ -1,4 +1,5 @@
 /* Queueing events: admission, partitions, and what happens when the queue is full. */
+#include "post.h"
 #include "args.h"
 #include "bus.h"
 #include "context.h"
@@ -11,18 +12,6 @@
 /* How long a handler may wait for space in its own bus's full queue when there is
  * nothing it could run meanwhile: then every event left may be behind itself. */
 #define HANDLER_WAIT_NS 1000000000u
-
-struct post {
-    BusObject *bus;
-    ftb_pool_t *pool;
-    struct ftb_topic *topic; /* NULL: `item` is a task */
-    struct ftb_cell *cell;
-    struct ftb_item item; /* owns payload until it is queued */
-    int has_partition;
-    int is_urgent;
-    uint64_t partition_hash;
-    uint64_t timeout_ns;
-};
 
 /* The pool, started on first use. NULL with an exception set. */
 static ftb_pool_t *
@@ -189,8 +178,7 @@ post_not_queued(struct post *post, enum ftb_result why)
     return result;
 }
 
-/* Queue post->item and count it; owns the payload reference either way. */
-static PyObject *
+PyObject *
 post_run(struct post *post)
 {
     ftb_count_local(&post->cell->posted, 1);
@@ -226,8 +214,7 @@ post_set_order(struct post *post, PyObject *partition, int is_urgent)
     return 0;
 }
 
-/* Everything but the payload. 0 or -1. */
-static int
+int
 post_init(
     struct post *post, BusObject *bus, struct ftb_topic *topic,
     const struct post_options *options)
@@ -318,19 +305,11 @@ bus_submit(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 
 static const char *const post_names[] = {"key",     "event",  "partition",
                                          "timeout", "urgent", "context"};
-static const char *const post_many_names[] = {"key",     "events", "partition",
-                                              "timeout", "urgent", "context"};
 
 static const struct args_spec bus_post_spec = {"post", post_names, 6, 2, 1};
 static const struct args_spec topic_post_spec = {"post", post_names + 1, 5, 1, 0};
-static const struct args_spec bus_post_many_spec = {
-    "post_many", post_many_names, 6, 2, 2};
-static const struct args_spec topic_post_many_spec = {
-    "post_many", post_many_names + 1, 5, 1, 1};
 
-/* arguments: partition, timeout, urgent, context; NULL where absent. 0, and the caller
- * drops options->context, or -1. */
-static int
+int
 post_options_of(PyObject **arguments, struct post_options *options)
 {
     options->partition = arguments[0];
@@ -385,149 +364,5 @@ bus_post(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwna
         return NULL;
     }
     return post_unpacked(
-        (BusObject *)self, bus_topic_of((BusObject *)self, out[0]), out + 1);
-}
-
-/* Post what `iterator` yields; a callable partition is asked for each event. */
-static Py_ssize_t
-post_each(
-    BusObject *bus, struct ftb_topic *topic, PyObject *iterator,
-    const struct post_options *options)
-{
-    Py_ssize_t queued_n = 0;
-    PyObject *event, *partition = options->partition;
-    struct post_options own_options = *options;
-    int is_function = partition != NULL && PyCallable_Check(partition);
-    while ((event = PyIter_Next(iterator)) != NULL) {
-        PyObject *own =
-            is_function ? PyObject_CallOneArg(partition, event) : Py_XNewRef(partition);
-        own_options.partition = own;
-        PyObject *queued = own == NULL && is_function
-                               ? NULL
-                               : bus_post_event(bus, topic, event, &own_options);
-        Py_XDECREF(own);
-        Py_DECREF(event);
-        if (queued == NULL) {
-            return -1;
-        }
-        queued_n += queued == Py_True;
-    }
-    return PyErr_Occurred() ? -1 : queued_n;
-}
-
-/* Offer items[0 .. n) in one go, and one by one, by the policy, what did not fit. */
-static Py_ssize_t
-post_chunk(struct post *post, struct ftb_item *items, uint32_t n)
-{
-    uint32_t accepted_n = 0;
-    Py_ssize_t queued_n;
-    enum ftb_result result = ftb_pool_try_post_many(post->pool, items, n, &accepted_n);
-    (void)result; /* full or closed: the first that is left finds out */
-    ftb_count_local(&post->cell->posted, accepted_n);
-    queued_n = accepted_n;
-    uint32_t i = accepted_n;
-    for (; i < n; i++) {
-        post->item = items[i];
-        PyObject *queued = post_run(post);
-        if (queued == NULL) {
-            PyObject *error = PyErr_GetRaisedException();
-            while (++i < n) {
-                Py_DECREF((PyObject *)items[i].payload);
-            }
-            PyErr_SetRaisedException(error);
-            return -1;
-        }
-        queued_n += queued == Py_True;
-    }
-    return queued_n;
-}
-
-/* The next event, as it is queued; NULL with or without an exception. */
-static PyObject *
-next_payload(PyObject *iterator, PyObject *context)
-{
-    PyObject *event = PyIter_Next(iterator);
-    if (FTB_LIKELY(context == NULL || event == NULL)) {
-        return event;
-    }
-    PyObject *payload = context_payload(event, context);
-    Py_DECREF(event);
-    return payload;
-}
-
-/* The fast way for events without an order: chunks with one accounting and one wake-up. */
-static Py_ssize_t
-post_chunks(
-    BusObject *bus, struct ftb_topic *topic, PyObject *iterator,
-    const struct post_options *options)
-{
-    struct post post;
-    struct ftb_item items[FTB_BATCH_MAX];
-    Py_ssize_t queued_n = 0;
-    if (post_init(&post, bus, topic, options) < 0) {
-        return -1;
-    }
-    for (;;) {
-        uint32_t n = 0;
-        PyObject *payload;
-        while (n < FTB_BATCH_MAX
-               && (payload = next_payload(iterator, options->context)) != NULL) {
-            items[n++] = (struct ftb_item){.target = topic, .payload = payload};
-        }
-        PyObject *error = PyErr_GetRaisedException(); /* the iterable's own */
-        Py_ssize_t more = n > 0 ? post_chunk(&post, items, n) : 0;
-        if (error != NULL) {
-            PyErr_SetRaisedException(error);
-            return -1;
-        }
-        if (more < 0 || n < FTB_BATCH_MAX) {
-            return more < 0 ? -1 : queued_n + more;
-        }
-        queued_n += more;
-    }
-}
-
-/* arguments: events, then as for post_unpacked. */
-static PyObject *
-post_many_unpacked(BusObject *bus, struct ftb_topic *topic, PyObject **arguments)
-{
-    struct post_options options;
-    if (topic == NULL || post_options_of(arguments + 1, &options) < 0) {
-        return NULL;
-    }
-    int has_order = (options.partition != NULL && options.partition != Py_None)
-                    || options.is_urgent || bus->orders_by_key;
-    PyObject *iterator = PyObject_GetIter(arguments[0]);
-    Py_ssize_t queued_n = -1;
-    if (iterator != NULL) {
-        queued_n = has_order ? post_each(bus, topic, iterator, &options)
-                             : post_chunks(bus, topic, iterator, &options);
-        Py_DECREF(iterator);
-    }
-    Py_XDECREF(options.context);
-    return queued_n < 0 ? NULL : PyLong_FromSsize_t(queued_n);
-}
-
-PyObject *
-topic_post_many(
-    PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
-{
-    PyObject *out[5];
-    TopicObject *topic = (TopicObject *)self;
-    if (args_unpack(&topic_post_many_spec, args, nargs, kwnames, out) < 0) {
-        return NULL;
-    }
-    return post_many_unpacked(topic->bus, topic->topic, out);
-}
-
-PyObject *
-bus_post_many(
-    PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
-{
-    PyObject *out[6];
-    if (args_unpack(&bus_post_many_spec, args, nargs, kwnames, out) < 0) {
-        return NULL;
-    }
-    return post_many_unpacked(
         (BusObject *)self, bus_topic_of((BusObject *)self, out[0]), out + 1);
 }
