@@ -11,7 +11,7 @@ mutants_orders.py.
     python3 mutants.py --orders        look for orders without a mutant, run nothing
     python3 mutants.py --table         print MUTANTS.md
 
-To add a mutant, add it to mutants_queue.py, mutants_readers.py or mutants_arena.py;
+To add a mutant, add it to mutants_queue.py, _readers.py, _topics.py or _arena.py;
 models/weaker.h has the orders that the code itself does not use.
 """
 
@@ -35,6 +35,7 @@ from mutants_base import Mutant
 from mutants_orders import KEPT, MIRRORED, accesses, order_changed, uncovered
 from mutants_queue import QUEUE
 from mutants_readers import READERS
+from mutants_topics import TOPICS
 
 FOLDER = Path(__file__).resolve().parent
 COPIED = ("Makefile", "arena", "core", "models", "tests")
@@ -74,7 +75,7 @@ def check_of(name: str) -> Check:
     return model(rest) if kind == "model" else c_test(kind.removeprefix("test_"), rest)
 
 
-MUTANTS: tuple[Mutant, ...] = (*QUEUE, *READERS, *ARENA)
+MUTANTS: tuple[Mutant, ...] = (*QUEUE, *READERS, *TOPICS, *ARENA)
 
 
 def build(folder: Path, check: Check) -> None:

@@ -1,4 +1,4 @@
-"""The mutants of what readers read without a lock: keys, map, topics, counters.
+"""The mutants of what readers read without a lock: keys and the map.
 
 The numbers in the names are those of core/ftb_reclaim.c. See mutants.py.
 """
@@ -13,10 +13,6 @@ RECLAIM_MODEL = "models/reclaim.cpp"
 GRACE = "core/ftb_grace.h"
 GRACE_MODEL = "models/grace.cpp"
 MAP = "core/ftb_map.c"
-SNAPSHOT = "core/ftb_snapshot.c"
-TOPIC = "core/ftb_topic.c"
-TOPIC_H = "core/ftb_topic.h"
-SHARD = "core/ftb_shard.c"
 HASH = "core/ftb_xxh3.c"
 
 READERS: tuple[Mutant, ...] = (
@@ -347,145 +343,6 @@ READERS: tuple[Mutant, ...] = (
         "(hash >> 40)",
         "(hash >> 8)",
         ("test_map",),
-    ),
-    # Snapshots and topics.
-    Mutant(
-        "topic-frees-at-once",
-        SNAPSHOT,
-        "ftb_retire(ftb_snapshot_retired(snapshot), snapshot, snapshot_free);",
-        "(void)snapshot_free, ftb_snapshot_discard(snapshot);",
-        (
-            "test_topic_stress",
-            "test_topic_stress address,undefined",
-        ),
-    ),
-    Mutant(
-        "topic-hold",
-        TOPIC_H,
-        "ftb_load_seq_cst(&topic->snapshot)",
-        "ftb_load_relaxed(&topic->snapshot)",
-        ("test_topic_stress thread",),
-    ),
-    Mutant(
-        "topic-publish",
-        TOPIC,
-        "ftb_exchange_seq_cst(&topic->snapshot",
-        "ftb_exchange_relaxed(&topic->snapshot",
-        ("test_topic_stress thread",),
-    ),
-    Mutant(
-        "topic-handler-acquire",
-        SNAPSHOT,
-        "ftb_sub_acq_rel(",
-        "ftb_sub_release(",
-        ("test_topic_stress thread",),
-    ),
-    Mutant(
-        "topic-handler-release",
-        SNAPSHOT,
-        "ftb_sub_acq_rel(",
-        "ftb_sub_acquire(",
-        ("test_topic_stress thread",),
-    ),
-    Mutant(
-        "topic-bus-acquire",
-        TOPIC,
-        "ftb_sub_acq_rel(",
-        "ftb_sub_release(",
-        ("test_topic_stress thread",),
-    ),
-    Mutant(
-        "topic-bus-release",
-        TOPIC,
-        "ftb_sub_acq_rel(",
-        "ftb_sub_acquire(",
-        ("test_topic_stress thread",),
-    ),
-    Mutant(
-        "topic-equal-priority-first",
-        SNAPSHOT,
-        "handlers[i]->priority < added",
-        "handlers[i]->priority <= added",
-        ("test_topic",),
-    ),
-    Mutant(
-        "topic-add-after-close",
-        TOPIC,
-        "if (ftb_load_relaxed(&bus->is_closed) == 0) {",
-        "if (bus != NULL) {",
-        ("test_topic_stress",),
-    ),
-    Mutant(
-        "topic-cancels-before-memory",
-        TOPIC,
-        "        struct ftb_snapshot *room = ftb_snapshot_reserve(old->n);\n",
-        "        *removed_n = handlers_cancel_locked(old, match, context);\n"
-        "        struct ftb_snapshot *room = ftb_snapshot_reserve(old->n);\n",
-        ("test_topic",),
-    ),
-    Mutant(
-        "topic-waits-for-any-older",
-        TOPIC,
-        "    while (i < snapshot->n "
-        "&& ftb_snapshot_handlers(snapshot)[i] != handler) {\n"
-        "        i++;",
-        "    while (i < snapshot->n\n"
-        "           && ftb_load_acquire(&snapshot->topic->snapshot) == snapshot) {\n"
-        "        i++;",
-        ("test_topic",),
-    ),
-    Mutant(
-        "topic-waits-for-nobody",
-        TOPIC,
-        "while (ftb_hazard_find(",
-        "while (handler == NULL && ftb_hazard_find(",
-        ("test_topic",),
-    ),
-    # Counters.
-    Mutant(
-        "shard-page-relaxed",
-        SHARD,
-        "ftb_store_release(&directory->pages",
-        "ftb_store_relaxed(&directory->pages",
-        ("test_shard thread",),
-    ),
-    Mutant(
-        "shard-directory-relaxed",
-        SHARD,
-        "ftb_store_release(&shard->directory",
-        "ftb_store_relaxed(&shard->directory",
-        ("test_shard thread",),
-    ),
-    Mutant(
-        "shard-page-load",
-        SHARD,
-        "ftb_load_acquire(&directory",
-        "ftb_load_relaxed(&directory",
-        ("test_shard thread",),
-    ),
-    Mutant(
-        "shard-directory-load",
-        SHARD,
-        "ftb_load_acquire(&shard",
-        "ftb_load_relaxed(&shard",
-        ("test_shard thread",),
-    ),
-    Mutant(
-        "shard-frees-old-directory",
-        SHARD,
-        "    ftb_store_release(&shard->directory, grown); "
-        "/* pairs with ftb_shard_sum */\n",
-        "    ftb_store_release(&shard->directory, grown);\n"
-        "    ftb_free(old);\n"
-        "    grown->shorter = NULL;\n",
-        ("test_shard thread",),
-    ),
-    Mutant(
-        "shard-id-unzeroed",
-        SHARD,
-        "ftb_thread_each(zero_one, &id);",
-        "(void)zero_one;",
-        ("test_shard",),
     ),
     # The hash.
     Mutant(

@@ -4,12 +4,13 @@ from os import path as _path
 
 from ftbus._core import Key, Subscription
 from ftbus.buffers import Buffer, BufferPool, PoolStats, default_pool
-from ftbus.bus import EventBus, Topic
+from ftbus.bus import EventBus
 from ftbus.errors import (
     ArenaLimitError,
     BusClosedError,
     BusForkedError,
     CodecError,
+    DeadlockError,
     EmitDepthError,
     EventDroppedError,
     ExecutorBrokenError,
@@ -27,6 +28,7 @@ from ftbus.errors import (
 from ftbus.stats import BusStats, Counters, TopicStats, WorkerStats
 from ftbus.striped_map import StripedMap
 from ftbus.timers import Timer
+from ftbus.topic import Topic
 
 __version__ = "0.1.0"
 
@@ -39,6 +41,7 @@ __all__ = [
     "BusStats",
     "CodecError",
     "Counters",
+    "DeadlockError",
     "EmitDepthError",
     "EventBus",
     "EventDroppedError",

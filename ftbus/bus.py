@@ -1,4 +1,4 @@
-"""EventBus and Topic: keys, handlers, and the three verbs emit, post and call.
+"""EventBus: keys, handlers, and the three verbs emit, post and call.
 
 The hot methods (emit, emit_many, post, post_many, off, pin) come from the C core; this
 file is what surrounds them.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from ftbus import _core, calls, codecs, dispatch, handlers, lifecycle, stats, timers
 from ftbus.errors import BusClosedError, InvalidOptionError
 from ftbus.executor import BusExecutor
 from ftbus.streams import EventStream
+from ftbus.topic import Topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     type Handler = Callable[[Any], Any]
     type ErrorHook = Callable[[BaseException, object, object], None]
 
-__all__ = ["EventBus", "Topic"]
+__all__ = ["EventBus"]
 
 type Overflow = Literal["block", "raise", "drop_newest", "drop_oldest"]
 type Latency = Literal["low", "balanced", "cpu"]
@@ -370,6 +371,7 @@ class EventBus(_core.Bus):
         *,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
+        context: Context | None = None,
     ) -> BusExecutor:
         """Return a concurrent.futures.Executor on this bus's workers.
 
@@ -377,10 +379,12 @@ class EventBus(_core.Bus):
             first function of this executor runs there. If it raises, the executor is
             broken: submit, and what was submitted, raise ExecutorBrokenError, and
             on_error hears of it.
+        context: functions see its context variables, as they are now, instead of those
+            that are set where submit is called.
 
         Raises InvalidOptionError.
         """
-        return BusExecutor(self, initializer, initargs)
+        return BusExecutor(self, initializer, initargs, context)
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until every posted event has been handled; return whether that is so.
@@ -467,56 +471,6 @@ class EventBus(_core.Bus):
             self._on_error(error, key, handler)
         else:
             logger.error("handler %r of key %r failed", handler, key, exc_info=error)
-
-
-class Topic(_core.Topic):
-    """A key of one bus with the look-up done; made by bus.topic(key).
-
-    Share it between threads freely. For the best speed bind `emit = topic.emit` once
-    in each thread, or pin the bus.
-    """
-
-    __slots__ = ()
-
-    @property
-    def _event_bus(self) -> EventBus:
-        return cast("EventBus", self.bus)
-
-    def subscribe(self, handler: Handler, **options: Any) -> Subscription:
-        """Register a handler; the options are those of EventBus.subscribe."""
-        return self._event_bus.subscribe(self.key, handler, **options)
-
-    def on(self, handler: Any = None, /, **options: Any) -> Any:
-        """Register a handler and return it unchanged; without one, be a decorator."""
-        return self._event_bus.on(self.key, handler, **options)
-
-    def call(
-        self,
-        event: object = None,
-        *,
-        timeout: float | None = None,
-        context: Context | None = None,
-    ) -> Future[list[Any]]:
-        """Run the handlers in parallel; see EventBus.call."""
-        return calls.call(self._event_bus, self.key, event, timeout, context)
-
-    async def acall(
-        self,
-        event: object = None,
-        *,
-        timeout: float | None = None,
-        context: Context | None = None,
-    ) -> list[Any]:
-        """Run the handlers in parallel and await the results; see EventBus.acall."""
-        bus = self._event_bus
-        return await calls.acall(bus, self.key, event, timeout, context)
-
-    def stats(self) -> stats.TopicStats:
-        """Return this topic's counters."""
-        return self._event_bus.stats().topic(self.key)
-
-    def __repr__(self) -> str:
-        return f"<Topic {self.key!r} of {self._event_bus.name!r}>"
 
 
 def _is_count(value: object, most: int) -> bool:

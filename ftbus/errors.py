@@ -143,6 +143,17 @@ class EmitDepthError(FtbusError, RecursionError):
         )
 
 
+class DeadlockError(FtbusError, RuntimeError):
+    """A wait was refused that would never have ended: both would wait for the other."""
+
+    def __init__(self, waiting_for: object, remedy: str) -> None:
+        self.waiting_for = waiting_for
+        super().__init__(
+            f"waiting for {_repr(waiting_for)} would never end: what it waits for "
+            f"waits, directly or not, for what runs here; {remedy}"
+        )
+
+
 class HandlerErrors(ExceptionGroup[Exception]):
     """What the handlers of one emit or call raised, after all of them ran."""
 

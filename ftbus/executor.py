@@ -7,11 +7,13 @@ import os
 import threading
 import weakref
 from concurrent.futures import Executor, wait
-from contextvars import copy_context
+from contextlib import contextmanager
+from contextvars import Context, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ftbus.errors import (
+    DeadlockError,
     EventDroppedError,
     ExecutorBrokenError,
     ExecutorShutdownError,
@@ -44,12 +46,19 @@ class BusExecutor(Executor):
         bus: EventBus,
         initializer: Callable[..., object] | None,
         initargs: tuple[Any, ...],
+        context: Context | None,
     ) -> None:
+        if context is not None and not isinstance(context, Context):
+            raise InvalidOptionError(
+                "context", context, "None or a contextvars.Context"
+            )
         if initializer is not None and not callable(initializer):
             raise InvalidOptionError("initializer", initializer, "a callable or None")
         self._bus = bus
         self._initializer = initializer
         self._initargs = initargs
+        # A copy, as threads may not share one; None is that of who submits.
+        self._context = None if context is None else context.copy()
         self._initialized = threading.local()
         self._broken: BaseException | None = None
         self._is_shut_down = False
@@ -62,12 +71,13 @@ class BusExecutor(Executor):
     ) -> TaskFuture[T]:
         """Queue fn(*args, **kwargs) for the workers; return a Future of its result.
 
-        The function sees the context variables that are set here. cancel() succeeds
-        until it starts. Raises ExecutorShutdownError (a
-        RuntimeError), ExecutorBrokenError (a BrokenThreadPool), and what post raises.
+        The function sees the context variables that are set here, or those of the
+        executor's context. cancel() succeeds until it starts. Raises
+        ExecutorShutdownError (a RuntimeError), ExecutorBrokenError (a
+        BrokenThreadPool), and what post raises.
         """
         call = partial(fn, *args, **kwargs)
-        context = copy_context()
+        context = copy_context() if self._context is None else self._context.copy()
         job = _Job(self, partial(context.run, call) if len(context) else call, fn)
         future: TaskFuture[T] = job.future
         with self._lock:
@@ -119,7 +129,10 @@ class BusExecutor(Executor):
             all but what runs in this thread already.
         cancel_futures: cancel what has not started.
 
-        Idempotent.
+        Functions that wait for each other in this way would never end: the last of
+        them to ask gets DeadlockError, and the executor is shut down all the same.
+        What else they wait for (a lock, a Future, drain()) is not looked at: to be
+        safe, wait outside of what runs here. Idempotent.
         """
         with self._lock:
             self._is_shut_down = True
@@ -128,16 +141,17 @@ class BusExecutor(Executor):
             for job in unfinished:
                 job.future.cancel()
         if wait:
-            self._wait(unfinished)
+            me = threading.get_ident()
+            others = [job for job in unfinished if job.thread != me]
+            with _waiting(self, others):
+                self._wait(others)
 
     def _wait(self, jobs: list[_Job]) -> None:
-        if not self._bus._executing():
-            wait([job.future for job in jobs])
-            return
-        me = threading.get_ident()
-        for job in jobs:
-            if job.thread != me:
+        if self._bus._executing():
+            for job in jobs:
                 job.future._help(None)
+        else:
+            wait([job.future for job in jobs])
 
     def _check_usable(self) -> None:
         if self._broken is not None:
@@ -266,6 +280,54 @@ def _chain[T](chunks: Iterator[list[T]]) -> Iterator[T]:
             yield chunk.pop()
 
 
+class _Wait:
+    """A thread that waits for jobs while it runs others."""
+
+    def __init__(self, jobs: list[_Job], running: list[_Job]) -> None:
+        self.jobs = frozenset(jobs)
+        self.running = frozenset(running)
+
+    def reaches(self, waits: list[_Wait]) -> bool:
+        """Whether what this waits for waits, directly or not, for what this runs."""
+        reached, left = [self], list(waits)
+        for one in reached:
+            if one.jobs & self.running:
+                return True
+            reached += [other for other in left if one.jobs & other.running]
+            left = [other for other in left if other not in reached]
+        return False
+
+
+# Of all executors. A thread neither ends a job that it runs while it waits, nor does it
+# start one there that counts; so a circle is complete as its last wait begins.
+_waits: list[_Wait] = []
+
+
+@contextmanager
+def _waiting(executor: BusExecutor, jobs: list[_Job]) -> Iterator[None]:
+    """Refuse to wait for jobs that wait for what this thread runs."""
+    me = threading.get_ident()
+    running: list[_Job] = []
+    for live in _live():
+        with live._lock:
+            running += [job for job in live._unfinished if job.thread == me]
+    if not running:  # nobody waits for this thread
+        yield
+        return
+    own = _Wait(jobs, running)
+    with _lock:
+        if own.reaches(_waits):
+            remedy = "it is shut down; wait for it outside of what it runs"
+            raise DeadlockError(executor, remedy)
+        _waits.append(own)
+    try:
+        yield
+    finally:
+        with _lock:
+            if own in _waits:  # a fork's child has forgotten it
+                _waits.remove(own)
+
+
 # By id, like the buses in lifecycle.
 _executors: dict[int, weakref.ref[BusExecutor]] = {}
 _lock = threading.RLock()
@@ -301,6 +363,7 @@ def _after_fork_child() -> None:
     """Forget what the workers in the parent process will run."""
     global _lock
     _lock = threading.RLock()
+    _waits.clear()
     for executor in _live():
         executor._lock = threading.RLock()
         executor._unfinished = set()

@@ -16,7 +16,8 @@ from ftbus.errors import BusClosedError, BusForkedError, InvalidOptionError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ftbus.bus import EventBus, Topic
+    from ftbus.bus import EventBus
+    from ftbus.topic import Topic
 
 __all__ = ["Timer"]
 

@@ -98,6 +98,8 @@ def test_what_is_no_context_is_refused(way: str, context: Any) -> None:
             posts(bus)[way](context=context)
         assert caught.value.option == "context"
         assert caught.value.value is context
+        with pytest.raises(InvalidOptionError):
+            bus.executor(context=context)
         assert bus.stats().posted == 0
         assert seen == []
 
@@ -145,6 +147,27 @@ def test_handlers_of_a_call_run_at_once_each_in_its_own_copy() -> None:
         for gate in gates:
             gate.open()
         assert future.result(WAIT) == ["mine"] * 3
+
+
+def test_executor_with_a_context_of_its_own() -> None:
+    with EventBus(workers=2) as bus:
+        context = Context()
+        context.run(variable.set, "chosen")
+        executor = bus.executor(context=context)
+        context.run(variable.set, "set later")
+
+        def function() -> tuple[Any, Any]:
+            seen = variable.get()
+            variable.set("own")  # in a copy: no other function sees it
+            return seen, other.get()
+
+        mine = Context()
+        mine.run(other.set, "of who submits")
+        for _ in range(5):
+            future = mine.run(executor.submit, function)
+            assert future.result(WAIT) == ("chosen", "unset")
+        assert list(executor.map(lambda n: variable.get(), range(2))) == ["chosen"] * 2
+        assert mine.get(other) == "of who submits"
 
 
 def test_executor_and_acall_carry_the_context() -> None:

@@ -20,6 +20,7 @@ PUBLIC = [
     "BusStats",
     "CodecError",
     "Counters",
+    "DeadlockError",
     "EmitDepthError",
     "EventBus",
     "EventDroppedError",
@@ -76,11 +77,14 @@ TOPIC = [
     "call",
     "emit",
     "emit_many",
+    "every",
     "key",
     "on",
     "post",
+    "post_later",
     "post_many",
     "stats",
+    "stream",
     "subscribe",
 ]
 

@@ -49,6 +49,23 @@ def test_stream_yields_what_is_emitted_and_posted() -> None:
     run(main())
 
 
+def test_stream_of_a_topic() -> None:
+    async def main() -> None:
+        async with EventBus(workers=1) as bus:
+            topic = bus.topic("key")
+            async with topic.stream(
+                maxsize=2, overflow="drop_newest", priority=1
+            ) as stream:
+                for n in range(3):
+                    topic.emit(n)
+                assert [await anext(stream), await anext(stream)] == [0, 1]
+                assert stream.dropped == 1
+            with pytest.raises(InvalidOptionError):
+                topic.stream(maxsize=0)
+
+    run(main())
+
+
 def test_stream_waits_for_events_of_other_threads() -> None:
     async def main() -> None:
         with EventBus(workers=2) as bus:

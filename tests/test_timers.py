@@ -82,6 +82,26 @@ def test_post_later_posts_once_when_the_time_has_come() -> None:
         check_conservation(bus.stats())
 
 
+def test_timers_of_a_topic() -> None:
+    with clocked_bus() as (bus, clock, seen):
+        topic = bus.topic("key")
+        variable: ContextVar[int] = ContextVar("variable", default=0)
+        context = Context()
+        context.run(variable.set, 7)
+        topic.on(lambda event: seen.append(variable.get()), priority=-1)
+        topic.post_later(1.0, "once", partition="p", context=context)
+        again = topic.every(2.0, factory=lambda: "again", partition="p")
+        assert again.when == 1002.0
+        clock.turn(5.0)
+        assert bus.drain(WAIT)
+        assert seen == ["once", 7, "again", 0]
+        assert again.cancel()
+        with pytest.raises(InvalidOptionError):
+            topic.post_later(-1)
+        with pytest.raises(InvalidOptionError):
+            topic.every(1.0, "event", factory=list)
+
+
 def test_timers_happen_in_order_whatever_the_order_they_were_set_in() -> None:
     with clocked_bus() as (bus, clock, seen):
         delays = [5, 1, 3, 3, 2, 4, 0.5]

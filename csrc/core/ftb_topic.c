@@ -1,7 +1,5 @@
 #include "ftb_topic.h"
 
-#include <time.h>
-
 #include "ftb_shard.h"
 #include "ftb_slab.h"
 
@@ -243,35 +241,6 @@ ftb_bus_clear(struct ftb_bus *bus)
 {
     ftb_store_seq_cst(&bus->is_closed, 1);
     ftb_map_each(&bus->topics, topic_clear_locked, NULL);
-}
-
-static bool
-snapshot_contains(const void *object, void *context)
-{
-    struct ftb_snapshot *snapshot = (struct ftb_snapshot *)(uintptr_t)object;
-    struct ftb_handler *handler = context;
-    uint32_t i = snapshot->topic == handler->topic ? 0 : snapshot->n;
-    while (i < snapshot->n && ftb_snapshot_handlers(snapshot)[i] != handler) {
-        i++;
-    }
-    return i < snapshot->n;
-}
-
-enum ftb_result
-ftb_handler_wait_quiet(struct ftb_handler *handler, uint64_t deadline_ns)
-{
-    long pause_ns = 20000;
-    while (ftb_hazard_find(snapshot_contains, handler)) {
-        if (ftb_now_ns() >= deadline_ns) {
-            return FTB_TIMEOUT;
-        }
-        struct timespec pause = {0, pause_ns};
-        nanosleep(&pause, NULL);
-        if (pause_ns < 1000000) {
-            pause_ns *= 2; /* a handler that runs long is not worth a busy wait */
-        }
-    }
-    return FTB_OK;
 }
 
 void

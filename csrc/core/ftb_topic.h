@@ -99,11 +99,6 @@ FTB_MUST_USE enum ftb_result ftb_topic_remove(
 /* Close: no topic takes handlers any more, and all handlers are cancelled. */
 void ftb_bus_clear(struct ftb_bus *bus);
 
-/* Wait until no other thread is inside an emit that may run this cancelled handler.
- * FTB_TIMEOUT at the deadline. Blocks: the caller is detached. */
-FTB_MUST_USE enum ftb_result
-ftb_handler_wait_quiet(struct ftb_handler *handler, uint64_t deadline_ns);
-
 /* A new, unlinked handler for a topic, with one reference. NULL: no memory. */
 struct ftb_handler *ftb_handler_new(struct ftb_topic *topic);
 

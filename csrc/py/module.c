@@ -6,6 +6,7 @@
 #include "context.h"
 #include "emit.h"
 #include "errors.h"
+#include "ftb_quiet.h"
 #include "gil.h"
 #include "key.h"
 #include "striped_map.h"
@@ -20,6 +21,7 @@ after_fork_child(PyObject *module, PyObject *unused)
     (void)module;
     (void)unused;
     ftb_reclaim_after_fork_child();
+    ftb_quiet_after_fork_child();
     ftb_key_after_fork_child();
     ftb_arena_after_fork_child();
     ftb_buffer_after_fork_child();

@@ -1,6 +1,7 @@
 /* Subscriptions: making handlers out of Python callables, and taking them back. */
 #include "bus.h"
 #include "errors.h"
+#include "ftb_quiet.h"
 #include "key.h"
 
 /* Handlers that exist, of all buses; relaxed, as nothing is inferred from it. */
@@ -287,6 +288,29 @@ subscription_traverse_handlers(struct ftb_bus *core, visitproc visit, void *arg)
     return result;
 }
 
+/* Wait until other threads run the cancelled handler no more. 0 or -1. */
+static int
+wait_quiet(SubscriptionObject *self)
+{
+    struct ftb_quiet_wait wait;
+    if (!ftb_quiet_begin(&wait, self->handler)) {
+        ftb_raise(
+            "DeadlockError",
+            Py_BuildValue(
+                "(Os)", self, "it is cancelled; wait for it outside of handlers"));
+        return -1;
+    }
+    enum ftb_result result = FTB_TIMEOUT;
+    while (result != FTB_OK && PyErr_CheckSignals() == 0) {
+        Py_BEGIN_ALLOW_THREADS result =
+            ftb_handler_wait_quiet(self->handler, bus_deadline_ns(50000000));
+        Py_END_ALLOW_THREADS
+    }
+    ftb_quiet_end(&wait);
+    ftb_reclaim();
+    return result == FTB_OK ? 0 : -1;
+}
+
 static PyObject *
 subscription_cancel(PyObject *object, PyObject *args, PyObject *kwargs)
 {
@@ -300,18 +324,8 @@ subscription_cancel(PyObject *object, PyObject *args, PyObject *kwargs)
     if (was_active < 0) {
         return NULL;
     }
-    while (wait) {
-        enum ftb_result result;
-        Py_BEGIN_ALLOW_THREADS result =
-            ftb_handler_wait_quiet(self->handler, bus_deadline_ns(50000000));
-        Py_END_ALLOW_THREADS if (result == FTB_OK)
-        {
-            ftb_reclaim();
-            break;
-        }
-        if (PyErr_CheckSignals() < 0) {
-            return NULL;
-        }
+    if (wait && wait_quiet(self) < 0) {
+        return NULL;
     }
     return PyBool_FromLong(was_active);
 }
@@ -420,8 +434,12 @@ static PyMethodDef subscription_methods[] = {
          "cancel($self, /, wait=False)\n--\n\n"
          "Stop the handler: it starts in no emit that begins after this returns.\n\n"
          "With wait=True, also wait until every call of it in other threads has\n"
-         "ended (a call in this thread is not waited for). Returns True the first\n"
-         "time. Idempotent; any thread.")},
+         "ended (a call in this thread is not waited for). Handlers that wait for\n"
+         "each other in this way would never end: the last of them to ask gets\n"
+         "DeadlockError, and its handler is cancelled all the same. What else a\n"
+         "handler waits for (a lock, a Future, drain()) is not looked at: to be safe,\n"
+         "wait outside of handlers. Returns True the first time. Idempotent; any\n"
+         "thread.")},
     {"__enter__", subscription_enter, METH_NOARGS, NULL},
     {"__exit__", (PyCFunction)(void (*)(void))subscription_exit, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},

@@ -1,5 +1,6 @@
 /* ftb_topic.h and ftb_snapshot.h: who runs, in which order, and who is released when. */
 #include "fakes.h"
+#include "ftb_quiet.h"
 #include "keys.h"
 
 /* Order */

@@ -1,5 +1,6 @@
 /* ftb_topic.h under threads that emit, subscribe, cancel, wait and close. */
 #include "fakes.h"
+#include "ftb_quiet.h"
 #include "keys.h"
 
 /* Bug hunted: a once-handler that two emits run, that runs and is reported as cancelled
