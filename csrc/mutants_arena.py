@@ -1,4 +1,5 @@
-"""The mutants of the arena: references, the counts by which it ends, its depots.
+"""The mutants of the arena: references, the counts by which it ends, its depots, the
+handles, and the records of watched blocks.
 
 See mutants.py.
 """
@@ -13,6 +14,8 @@ BLOCK_POOL = "arena/ftb_block_pool.c"
 CACHE = "arena/ftb_cache.c"
 DEPOT = "arena/ftb_depot.c"
 STATS = "arena/ftb_arena_stats.c"
+HANDLE = "arena/ftb_handle.c"
+LEAK = "arena/ftb_leak.c"
 
 ARENA: tuple[Mutant, ...] = (
     # References: argument 2 and 3 of ftb_block_pool.c.
@@ -156,5 +159,195 @@ ARENA: tuple[Mutant, ...] = (
         "            ftb__cache_flush(arena, cache);\n            pthread_mutex_lock",
         "            ftb__cache_abandon(cache);\n            pthread_mutex_lock",
         ("test_arena_stress",),
+    ),
+    # Handles.
+    Mutant(
+        "handle-add-unlocked",
+        HANDLE,
+        "    pthread_mutex_lock(&shard->lock);\n    struct slot *slot =",
+        "    struct slot *slot =",
+        ("test_handle thread",),
+    ),
+    Mutant(
+        "handle-take-unlocked",
+        HANDLE,
+        "    pthread_mutex_lock(&shard->lock);\n    if (!shard->lost",
+        "    if (!shard->lost",
+        ("test_handle thread",),
+    ),
+    Mutant(
+        "handle-count-unlocked",
+        HANDLE,
+        "        pthread_mutex_lock(&shards[i].lock);\n        count",
+        "        count",
+        ("test_handle thread",),
+    ),
+    Mutant(
+        "handle-keeps-generation",
+        HANDLE,
+        "    slot->gen++;\n",
+        "",
+        ("test_handle",),
+    ),
+    Mutant(
+        "handle-keeps-block",
+        HANDLE,
+        "    slot->share.block = NULL;\n",
+        "",
+        ("test_handle",),
+    ),
+    Mutant(
+        "handle-keeps-slot-free",
+        HANDLE,
+        "    shard->free_first = slot->next_free;\n",
+        "",
+        ("test_handle",),
+    ),
+    Mutant(
+        "handle-never-frees-slot",
+        HANDLE,
+        "        shard->free_first = index + 1;\n",
+        "",
+        ("test_handle",),
+    ),
+    Mutant(
+        "handle-begins-at-0",
+        HANDLE,
+        "    slot->gen = 1;",
+        "    slot->gen = 0;",
+        ("test_handle",),
+    ),
+    Mutant(
+        "handle-counts-taken",
+        HANDLE,
+        "                shard->waiting_n--;\n",
+        "",
+        ("test_handle",),
+    ),
+    Mutant(
+        "handle-free-after-unlock",
+        HANDLE,
+        "                *share = slot->share;\n",
+        "                *share = slot->share;\n"
+        "                pthread_mutex_unlock(&shard->lock);\n"
+        "                sched_yield();\n"
+        "                pthread_mutex_lock(&shard->lock);\n",
+        ("test_handle",),
+    ),
+    Mutant(
+        "handle-refusal-spends",
+        HANDLE,
+        "            if (result == FTB_HANDLE_OK) {",
+        "            if (result != FTB_HANDLE_STALE) {",
+        ("test_handle",),
+    ),
+    Mutant(
+        "handle-child-keeps-locks",
+        HANDLE,
+        "        pthread_mutex_init(&shards[i].lock, NULL);\n",
+        "",
+        ("test_handle",),
+    ),
+    # Watched blocks.
+    Mutant(
+        "leak-alloc-unlocked",
+        LEAK,
+        "    pthread_mutex_lock(&lock);\n    struct record **bucket",
+        "    struct record **bucket",
+        ("test_leak thread",),
+    ),
+    Mutant(
+        "leak-touch-unlocked",
+        LEAK,
+        "    pthread_mutex_lock(&lock);\n    struct record *record = *find",
+        "    struct record *record = *find",
+        ("test_leak thread",),
+    ),
+    Mutant(
+        "leak-free-unlocked",
+        LEAK,
+        "    pthread_mutex_lock(&lock);\n    struct record **link",
+        "    struct record **link",
+        ("test_leak thread",),
+    ),
+    Mutant(
+        "leak-copy-unlocked",
+        LEAK,
+        "    pthread_mutex_lock(&lock);\n    struct ftb_leak *found",
+        "    struct ftb_leak *found",
+        ("test_leak thread",),
+    ),
+    Mutant(
+        "leak-keeps-entry",
+        LEAK,
+        "        *link = record->next;\n",
+        "",
+        ("test_leak",),
+    ),
+    Mutant(
+        "leak-loses-chain",
+        LEAK,
+        "        *link = record->next;\n",
+        "        *link = NULL;\n",
+        ("test_leak",),
+    ),
+    Mutant(
+        "leak-not-counted",
+        LEAK,
+        "    live_n++;\n",
+        "",
+        ("test_leak",),
+    ),
+    Mutant(
+        "leak-frees-touch",
+        LEAK,
+        "        text = oldest;\n",
+        "",
+        ("test_leak address,undefined",),
+    ),
+    Mutant(
+        "leak-frees-site",
+        LEAK,
+        "        record->freed_at = text;\n        text = NULL;\n",
+        "        record->freed_at = text;\n",
+        ("test_leak address,undefined",),
+    ),
+    Mutant(
+        "leak-keeps-evicted",
+        LEAK,
+        "    record_free(evicted);\n",
+        "    (void)evicted;\n",
+        ("test_leak address,undefined",),
+    ),
+    Mutant(
+        "leak-evicts-after-unlock",
+        LEAK,
+        "        evicted = freed[freed_n % FREED_N];\n"
+        "        freed[freed_n++ % FREED_N] = record;\n"
+        "        live_n--;\n"
+        "    }\n"
+        "    pthread_mutex_unlock(&lock);\n",
+        "        live_n--;\n"
+        "    }\n"
+        "    pthread_mutex_unlock(&lock);\n"
+        "    if (record != NULL) {\n"
+        "        evicted = freed[freed_n % FREED_N];\n"
+        "        freed[freed_n++ % FREED_N] = record;\n"
+        "    }\n",
+        ("test_leak thread",),
+    ),
+    Mutant(
+        "leak-child-keeps-lock",
+        LEAK,
+        "    pthread_mutex_init(&lock, NULL);\n",
+        "",
+        ("test_leak",),
+    ),
+    Mutant(
+        "leak-child-keeps-records",
+        LEAK,
+        "    memset(buckets, 0, sizeof buckets);\n",
+        "",
+        ("test_leak",),
     ),
 )

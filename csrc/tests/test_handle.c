@@ -61,7 +61,11 @@ test_is_good_once(void)
         CHECK(take(before, &share) == FTB_HANDLE_STALE);
         CHECK(take(handle, &share) == FTB_HANDLE_OK);
         CHECK(take(handle, &share) == FTB_HANDLE_STALE);
+        /* Nor is the next value of the slot, until there is a handle of that value. */
+        uint64_t next = handle + (UINT64_C(1) << 32);
+        CHECK(take(next, &share) == FTB_HANDLE_STALE);
         ftb_block_release(share.block);
+        CHECK(before == 0 || handle == before + (UINT64_C(1) << 32));
         before = handle;
     }
     end_arena(arena);
@@ -222,6 +226,8 @@ test_one_thread_gets_it(void)
     end_arena(race.arena);
 }
 
+enum { CHURNERS = 6 }; /* more threads than cores */
+
 struct churn {
     ftb_arena_t *arena;
     long rounds;
@@ -240,6 +246,9 @@ churn_body(int ix, void *context)
         uint64_t random = next_random(&state);
         uint32_t at = random % 32;
         struct ftb_share share;
+        if (i % 64 == 0) {
+            CHECK(ftb_handle_count() <= 32 * CHURNERS);
+        }
         if (handles[at] == 0) {
             ftb_block_t *block = ftb_block_new(churn->arena, random % 500 + 1);
             marks[at] = (unsigned char)(random >> 40);
@@ -266,7 +275,7 @@ static void
 test_threads_make_and_take(void)
 {
     struct churn churn = {ftb_arena_new(0), scaled(200000), run_seed()};
-    run_threads(6, churn_body, &churn); /* more threads than cores */
+    run_threads(CHURNERS, churn_body, &churn);
     end_arena(churn.arena);
 }
 

@@ -5,6 +5,8 @@
 #include "ftb_leak.h"
 
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 static char *
 text_of(const char *text)
@@ -111,6 +113,7 @@ test_without_memory_a_block_is_not_watched(void)
 struct shared {
     ftb_arena_t *arena;
     ftb_atomic(ftb_block_t *) slots[SLOTS];
+    ftb_atomic(uint32_t) is_done; /* with the forks */
 };
 
 /* Blocks wander from thread to thread through the slots, are used and released there. */
@@ -161,12 +164,90 @@ test_records_follow_blocks_between_threads(void)
     }
 }
 
+/* Blocks collide in the table's buckets, and are released in another order. */
+static void
+test_records_of_many_blocks(void)
+{
+    enum { MANY = 20000 };
+    ftb_arena_t *arena = ftb_arena_new(0);
+    static ftb_block_t *blocks[MANY];
+    ftb_leak_set_period(1, NULL);
+    for (int i = 0; i < MANY; i++) {
+        blocks[i] = ftb_block_new(arena, 1);
+    }
+    CHECK(held(arena, 0) == MANY);
+    for (int i = 0; i < MANY; i += 2) {
+        ftb_block_release(blocks[i]);
+    }
+    CHECK(held(arena, 0) == MANY / 2);
+    for (int i = 1; i < MANY; i += 2) {
+        ftb_block_release(blocks[i]);
+    }
+    CHECK(held(arena, 0) == 0);
+    ftb_leak_set_period(0, NULL);
+    ftb_arena_free(arena);
+}
+
+/* The child forgets what was watched, and may find the lock held by no thread it has. */
+static void
+fork_or_wander(int ix, void *context)
+{
+    struct shared *shared = context;
+    if (ix != 0) {
+        while (ftb_load_acquire(&shared->is_done) == 0) {
+            wander(ix, shared);
+        }
+        return;
+    }
+    ftb_block_t *block = ftb_block_new(shared->arena, 100);
+    for (long i = 0; i < scaled(50); i++) {
+        pid_t child = fork();
+        CHECK(child >= 0);
+        if (child == 0) {
+            set_watchdog(60);
+            ftb_arena_after_fork_child();
+            CHECK(held(NULL, 0) == 0);
+            ftb_block_t *own = ftb_block_new(shared->arena, 100);
+            CHECK(ftb_leak_is_watched(own) && held(NULL, 0) == 1);
+            ftb_leak_touch(block);
+            ftb_block_release(block);
+            CHECK(held(NULL, 0) == 1);
+            ftb_block_release(own);
+            CHECK(held(NULL, 0) == 0);
+            _exit(0);
+        }
+        int status = 0;
+        CHECK(waitpid(child, &status, 0) == child);
+        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    }
+    ftb_store_release(&shared->is_done, 1);
+    ftb_block_release(block);
+}
+
+static void
+test_a_fork_child_forgets(void)
+{
+    struct shared shared = {.arena = ftb_arena_new(0)};
+    ftb_leak_set_period(1, site);
+    run_threads(3, fork_or_wander, &shared);
+    for (int i = 0; i < SLOTS; i++) {
+        if (ftb_load_acquire(&shared.slots[i]) != NULL) {
+            ftb_block_release(ftb_load_acquire(&shared.slots[i]));
+        }
+    }
+    ftb_leak_set_period(0, NULL);
+    ftb_arena_free(shared.arena);
+}
+
 int
 main(void)
 {
+    set_watchdog(600);
     RUN(test_a_held_block_is_described);
     RUN(test_records_are_by_arena_and_owner);
     RUN(test_without_memory_a_block_is_not_watched);
+    RUN(test_records_of_many_blocks);
     RUN(test_records_follow_blocks_between_threads);
+    RUN(test_a_fork_child_forgets);
     return 0;
 }
