@@ -1,6 +1,7 @@
 """What holds for tests and stress: no GIL, no leaks, every bus closed, one seed."""
 
 import contextlib
+import gc
 import os
 import random
 import signal
@@ -132,6 +133,18 @@ def guard(request: pytest.FixtureRequest) -> Iterator[None]:
 def seed() -> int:
     """Return what a test seeds its random.Random with."""
     return SEED
+
+
+@pytest.fixture
+def pool() -> Iterator[ftbus.BufferPool]:
+    """Yield a pool, and require that the test gave everything back.
+
+    Parallel runs of one test share it, so a test that counts makes its own.
+    """
+    pool = ftbus.BufferPool(name="test")
+    yield pool
+    gc.collect()
+    assert pool.live == 0
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the tests of queueing share: a bus that is held up, and the conservation law."""
+"""What tests share: handlers, a bus that is held up, and the conservation law."""
 
 import threading
 from collections.abc import Iterator
@@ -9,6 +9,16 @@ from ftbus import BusStats, EventBus
 
 WAIT = 30  # seconds; only a hang takes that long
 OVERFLOWS = ["block", "raise", "drop_newest", "drop_oldest"]
+
+
+class Owner:
+    """An object with a handler; made in the tests, so that it can die."""
+
+    def __init__(self) -> None:
+        self.seen: list[object] = []
+
+    def handle(self, event: object) -> None:
+        self.seen.append(event)
 
 
 class Gate:
@@ -53,3 +63,10 @@ def check_conservation(stats: BusStats) -> None:
     if not stats.pending:
         for row in stats.topics:
             assert row.posted == row.delivered + row.dropped + row.rejected
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """Return the exceptions in a group of groups."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for part in error.exceptions for leaf in leaves(part)]
+    return [error]

@@ -6,11 +6,10 @@ import weakref
 from typing import Any
 
 import pytest
+from dispatching import WAIT
 
 from ftbus import EventBus
 from ftbus.testing import eventually
-
-WAIT = 30  # seconds; only a hang takes that long
 
 
 def meet_in_handlers(bus: EventBus, handlers_n: int) -> bool:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 import random
 import re
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +19,6 @@ from ftbus import Buffer, BufferPool, HandleError, buffers, testing
 from ftbus.buffers import buffer_from_handle, handle_of
 
 HANDLES = 64
-
-
-@pytest.fixture
-def pool() -> Iterator[BufferPool]:
-    """Yield a pool, and require that the test gave everything back.
-
-    Parallel runs of one test share it, so a test that counts makes its own.
-    """
-    pool = BufferPool(name="test")
-    yield pool
-    gc.collect()
-    assert pool.live == 0
 
 
 def test_a_handle_becomes_a_buffer_over_the_same_memory(pool: BufferPool) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from dispatching import WAIT
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -17,8 +18,6 @@ from hypothesis.stateful import (
 )
 
 from ftbus import BusClosedError, EventBus, HandlerErrors, Key, Subscription
-
-WAIT = 30  # seconds; only a hang takes that long
 
 
 class Animal:

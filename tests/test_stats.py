@@ -9,6 +9,7 @@ import threading
 from typing import Any
 
 import pytest
+from dispatching import WAIT
 
 from ftbus import (
     BusStats,
@@ -20,8 +21,6 @@ from ftbus import (
     WorkerStats,
 )
 from ftbus.testing import run_threads
-
-WAIT = 30  # seconds; only a hang takes that long
 
 
 class Color(enum.Enum):

@@ -1,0 +1,164 @@
+"""Forks while everything is at work."""
+
+import contextlib
+import os
+import signal
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from dispatching import WAIT
+
+from ftbus import BusForkedError, EventBus
+
+
+def fork_and(function: Callable[[], None]) -> int:
+    """Run the function in a fork's child; return its status. Kills what hangs."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            function()
+            status = 0
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(status)
+    deadline = time.monotonic() + WAIT
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise AssertionError("the child hangs")
+        threading.Event().wait(0.002)
+
+
+TSAN = "-fsanitize=thread" in str(sysconfig.get_config_var("PY_CFLAGS"))
+
+
+@pytest.mark.thread_unsafe(reason="forks")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.skipif(TSAN, reason="ThreadSanitizer ends such children")
+@pytest.mark.parametrize("has_workers", [False, True])
+def test_child_of_a_fork(has_workers: bool) -> None:
+    seen: list[object] = []
+    with EventBus(workers=2) as bus:
+        bus.on("key", seen.append)
+        if has_workers:
+            bus.post("key", "before")
+            assert bus.drain(WAIT)
+
+        def child() -> None:
+            assert bus.emit("key", "child") == 1
+            assert bus.topic("key").emit("child") == 1
+            bus.on("new", lambda event: None)
+            assert bus.emit("new") == 1
+            assert bus.off("new") == 1
+            for use in (
+                lambda: bus.post("key"),
+                lambda: bus.post_many("key", [1, 2]),
+                lambda: bus.post("key", partition="p"),
+                lambda: bus.topic("key").post(1),
+                lambda: bus.call("key"),
+            ):
+                if not has_workers:
+                    use()  # starts workers of its own
+                    continue
+                try:
+                    use()
+                except BusForkedError as error:
+                    assert error.bus is bus
+                    assert "fork" in str(error)
+                else:
+                    raise AssertionError("no BusForkedError")
+            bus.drain(WAIT)
+            assert bus.stats().topic("key").handled >= 2
+            bus.report()
+            assert bus.close() == 0
+            with EventBus(workers=1) as own:
+                own.on("key", seen.append)
+                own.post("key", "own")
+                assert own.drain(WAIT)
+                assert own.call("key", 1).result(WAIT) == [None]
+
+        assert fork_and(child) == 0
+        before = len(seen)
+        assert bus.emit("key", "after") == 1
+        bus.post("key", "after")
+        assert bus.drain(WAIT)
+        assert seen[before:] == ["after"] * 2
+
+
+@pytest.mark.thread_unsafe(reason="forks")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.skipif(TSAN, reason="ThreadSanitizer ends such children")
+def test_forks_while_everything_is_at_work() -> None:
+    stop = threading.Event()
+    with EventBus(workers=2, queue_size=64) as bus:
+        bus.on("key", lambda event: None)
+
+        def work(index: int) -> None:
+            n = 0
+            while not stop.is_set():
+                n += 1
+                bus.emit("key", n)
+                bus.post("key", n, partition=index if n % 2 else None)
+                bus.subscribe(n % 10, lambda event: None).cancel()
+                bus.topic(f"{index}.{n % 100}")
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
+        for thread in threads:
+            thread.start()
+
+        def child() -> None:
+            assert bus.emit("key") == 1
+            bus.on("child", lambda event: None)
+            assert bus.emit("child") == 1
+            bus.on("1.5", lambda event: None)
+            assert bus.emit("1.5") == 1
+            with contextlib.suppress(BusForkedError):
+                bus.post("key")
+            bus.stats()
+            bus.close()
+
+        try:
+            for _ in range(15):
+                assert fork_and(child) == 0
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert bus.drain(WAIT)
+        stats = bus.stats()
+        assert stats.posted == stats.delivered
+
+
+@pytest.mark.thread_unsafe(reason="starts a process")
+def test_pool_of_forked_processes_uses_buses_of_its_own(python: Any) -> None:
+    done = python(
+        """
+import multiprocessing, ftbus
+bus = ftbus.EventBus(workers=1)
+def work(n):
+    with ftbus.EventBus(workers=1) as own:
+        own.on("key", lambda event: event * 2)
+        return own.call("key", n).result(30)[0], ftbus.Key("a").hash64
+bus.on("key", print)
+bus.post("key", "parent")
+assert bus.drain(30)
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    rows = pool.map(work, range(4))
+assert rows == [(n * 2, ftbus.Key("a").hash64) for n in range(4)]
+bus.close()
+""",
+        "-W",
+        "ignore::DeprecationWarning",
+    )
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "parent\n")

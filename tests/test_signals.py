@@ -1,0 +1,98 @@
+"""Signals during waits, and handlers of signals that use the bus."""
+
+from typing import Any
+
+import pytest
+
+
+@pytest.mark.thread_unsafe(reason="starts a process")
+@pytest.mark.parametrize(
+    "wait",
+    [
+        "bus.drain()",
+        "bus.close(timeout=600)",
+        'bus.post("key")',
+        "subscription.cancel(wait=True)",
+    ],
+)
+def test_interrupt_during_a_wait_is_heard_promptly(python: Any, wait: str) -> None:
+    done = python(
+        f"""
+import os, signal, threading, time, ftbus
+bus = ftbus.EventBus(workers=1, queue_size=1)
+entered, leave = threading.Event(), threading.Event()
+@bus.on("key")
+def handler(event):
+    entered.set()
+    leave.wait()  # what is not interrupted waits for ever
+subscription = bus.subscribe("key", handler)
+bus.post("key")
+entered.wait(30)
+bus.post("key")
+begun = []
+def is_asleep():
+    with open(f"/proc/self/task/{{os.getpid()}}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] == "S"
+def interrupt():
+    while not (begun and is_asleep()):
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=interrupt).start()
+try:
+    begun.append(True)
+    {wait}
+except KeyboardInterrupt:
+    print("interrupted")
+leave.set()
+assert bus.close(timeout=30) == 0
+assert bus.stats().pending == 0
+"""
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "interrupted\n"
+
+
+@pytest.mark.thread_unsafe(reason="starts a process")
+def test_timer_signals_lose_no_wake_up(python: Any) -> None:
+    done = python(
+        """
+import signal, ftbus
+ticks = []
+signal.signal(signal.SIGALRM, lambda *args: ticks.append(1))
+signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+with ftbus.EventBus(workers=2, queue_size=8) as bus:
+    seen = []
+    bus.on("key", seen.append)
+    for round in range(20):
+        bus.post_many("key", range(100))
+        for n in range(100):
+            bus.post("key", n, partition=n % 3)
+        assert bus.drain(30)
+        assert bus.call("key").result(30) == [None]
+    assert len(seen) == 20 * 201
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert ticks
+"""
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.thread_unsafe(reason="starts a process")
+def test_signal_handler_may_close_the_bus(python: Any) -> None:
+    done = python(
+        """
+import os, signal, ftbus
+bus = ftbus.EventBus(workers=1)
+bus.on("key", lambda event: os.kill(os.getpid(), signal.SIGTERM))
+signal.signal(signal.SIGTERM, lambda *args: print("left", bus.close()))
+bus.post("key")
+while not bus.closed:
+    try:
+        bus.drain(1)
+        bus.emit("other")
+    except ftbus.BusClosedError:
+        pass
+"""
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "left 0\n"
