@@ -34,6 +34,7 @@ CALL = "bus.call"
 SEQUENTIAL = "one after another"
 EVENTS = 2000  # in what a burst does once: many to one wake-up, as under load
 PARTITIONS = [f"player-{i}" for i in range(1000)]
+EVENT_PARTITIONS = PARTITIONS * (EVENTS // len(PARTITIONS))
 
 
 # Throughput: a burst posts n * EVENTS and returns when they have been handled. Events
@@ -45,46 +46,38 @@ def new_events() -> list[object]:
     return [object() for _ in range(EVENTS)]
 
 
-def posting(workers: int) -> Bind:
-    bus = ftbus.EventBus(workers=workers).pin()
-    topic = bus.topic("key")
-    topic.subscribe(peers.handler)
+def posting(
+    method: str, use: Callable[[Callable[..., object], list[object]], None]
+) -> Callable[[int], Bind]:
+    """Return what makes a bus; a burst repeats use(the method of its topic, events)."""
 
-    def burst(post: Callable[[object], object], events: list[object], n: int) -> None:
-        for _ in repeat(None, n):
-            for event in events:
-                post(event)
-        bus.drain()
+    def make(workers: int) -> Bind:
+        bus = ftbus.EventBus(workers=workers).pin()
+        topic = bus.topic("key")
+        topic.subscribe(peers.handler)
 
-    return lambda thread: partial(burst, topic.post, new_events())
+        def burst(post: Callable[..., object], events: list[object], n: int) -> None:
+            for _ in repeat(None, n):
+                use(post, events)
+            bus.drain()
 
+        return lambda thread: partial(burst, getattr(topic, method), new_events())
 
-def posting_many(workers: int) -> Bind:
-    bus = ftbus.EventBus(workers=workers).pin()
-    topic = bus.topic("key")
-    topic.subscribe(peers.handler)
-
-    def burst(post_many: Callable[..., object], events: list[object], n: int) -> None:
-        for _ in repeat(None, n):
-            post_many(events)
-        bus.drain()
-
-    return lambda thread: partial(burst, topic.post_many, new_events())
+    return make
 
 
-def posting_partitions(workers: int) -> Bind:
-    bus = ftbus.EventBus(workers=workers).pin()
-    topic = bus.topic("key")
-    topic.subscribe(peers.handler)
+def post_each(post: Callable[..., object], events: list[object]) -> None:
+    for event in events:
+        post(event)
 
-    def burst(post: Callable[..., object], events: list[object], n: int) -> None:
-        for _ in repeat(None, n):
-            for event, partition in zip(events, partitions, strict=True):
-                post(event, partition=partition)
-        bus.drain()
 
-    partitions = PARTITIONS * (EVENTS // len(PARTITIONS))
-    return lambda thread: partial(burst, topic.post, new_events())
+def post_all(post_many: Callable[..., object], events: list[object]) -> None:
+    post_many(events)
+
+
+def post_partitioned(post: Callable[..., object], events: list[object]) -> None:
+    for event, partition in zip(events, EVENT_PARTITIONS, strict=True):
+        post(event, partition=partition)
 
 
 def consume(
@@ -174,9 +167,9 @@ def asyncio_queue() -> Bind:
 def throughput_suite(size: int, targets: dict[str, float]) -> Suite:
     """`size` producers and as many workers."""
     contenders: dict[str, tuple[str, Callable[[], Bind]]] = {
-        POST: ("", partial(posting, size)),
-        POST_MANY: ("", partial(posting_many, size)),
-        PARTITION: ("", partial(posting_partitions, size)),
+        POST: ("", partial(posting("post", post_each), size)),
+        POST_MANY: ("", partial(posting("post_many", post_all), size)),
+        PARTITION: ("", partial(posting("post", post_partitioned), size)),
         SIMPLE: ("", partial(through_queue, queue.SimpleQueue, size)),
         "queue.Queue + loop": ("", partial(through_queue, queue.Queue, size)),
         EXECUTOR: ("", partial(through_executor, size)),

@@ -7,31 +7,25 @@ this process, they run in one of their own, started with PYTHON_GIL=0.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import sysconfig
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import GIL_OFF, IS_GIL_AT_STAKE, output_of
 
 from ftbus import _cabi_build
 
 ROOT = Path(__file__).parent.parent
 FUNCTIONS = Path(__file__).parent / "arena_functions.py"
-IS_AT_STAKE = sys.version_info < (3, 14) and bool(
-    sysconfig.get_config_var("Py_GIL_DISABLED")
-)
 IS_KEPT_OFF = "0" in (sys._xoptions.get("gil"), os.environ.get("PYTHON_GIL"))
-IS_REFUSED_HERE = IS_AT_STAKE and not sys._is_gil_enabled() and not IS_KEPT_OFF
-# An ordinary interpreter refuses to start with that.
-NEEDS_OFF = {"PYTHON_GIL": "0"} if IS_AT_STAKE else {}
+IS_REFUSED_HERE = IS_GIL_AT_STAKE and not sys._is_gil_enabled() and not IS_KEPT_OFF
 
 pytestmark = pytest.mark.thread_unsafe(reason="starts a process")
 where_the_gil_is_at_stake = pytest.mark.skipif(
-    not IS_AT_STAKE, reason="importing cffi does not touch the GIL here"
+    not IS_GIL_AT_STAKE, reason="importing cffi does not touch the GIL here"
 )
 
 if not IS_REFUSED_HERE:
@@ -41,19 +35,9 @@ if not IS_REFUSED_HERE:
 
 @pytest.mark.skipif(not IS_REFUSED_HERE, reason="they run in this process")
 def test_the_arena_function_by_function() -> None:
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "pytest", "-q", "-s", "-p", "no:xdist", FUNCTIONS],
-        cwd=ROOT,
-        env={**os.environ, **NEEDS_OFF},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    assert " passed" in done.stdout
+    options = ("-q", "-s", "-p", "no:xdist")
+    command = ("-P", "-m", "pytest", *options, FUNCTIONS)
+    assert " passed" in output_of(*command, folder=ROOT, within=600, **GIL_OFF)
 
 
 IMPORT = """
@@ -111,7 +95,7 @@ def test_says_what_is_missing(
     python: Callable[..., Any], missing: str, advice: str
 ) -> None:
     prelude = f"import sys; sys.modules[{missing!r}] = None"
-    done = python(prelude + IMPORT, **NEEDS_OFF)
+    done = python(prelude + IMPORT, **GIL_OFF)
     assert done.stdout.startswith("ftbus.cabi ftbus.cabi cannot be used: ")
     assert advice in done.stdout
     assert done.stderr == ""
@@ -134,7 +118,7 @@ def test_another_version_of_the_table_is_refused(
     python: Callable[..., Any], version: int, size_bytes: int
 ) -> None:
     prelude = OTHER_TABLE.format(version=version, size_bytes=size_bytes)
-    done = python(prelude + IMPORT, **NEEDS_OFF)
+    done = python(prelude + IMPORT, **GIL_OFF)
     assert "compiled with headers of another ftbus" in done.stdout
     assert done.returncode == 0
 

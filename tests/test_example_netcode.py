@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
+from processes import GIL_OFF, IS_GIL_AT_STAKE, output_of
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "netcode"
-# cffi would turn the GIL on; other interpreters refuse to start with the variable.
-NEEDS_OFF = sys.version_info < (3, 14) and sysconfig.get_config_var("Py_GIL_DISABLED")
 # Where the interpreter itself is instrumented, the same takes fifty times as long.
 IS_SLOW = "-fsanitize=thread" in (sysconfig.get_config_var("PY_CFLAGS") or "")
 STREAMS = "100" if IS_SLOW else "3000"
@@ -24,23 +20,7 @@ pytestmark = pytest.mark.thread_unsafe(reason="starts a process")
 
 def run(folder: Path, *arguments: str, warnings: str = "error") -> str:
     """Run one of the example's programs in its folder and return what it printed."""
-    variables = {**os.environ, **({"PYTHON_GIL": "0"} if NEEDS_OFF else {})}
-    paths = variables.get("PYTHONPATH", "").split(os.pathsep)
-    # Of an instrumented build, relative to the folder we are in.
-    variables["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, filter(None, paths)))
-    done = subprocess.run(
-        [sys.executable, "-W", warnings, *arguments],
-        cwd=folder,
-        env=variables,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    return output_of("-W", warnings, *arguments, folder=folder, within=110, **GIL_OFF)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +37,7 @@ def test_serves_its_peers_without_losing_a_packet(folder: Path) -> None:
     output = run(folder, "serve.py")
     assert re.match(r"20000 packets, \d+ bytes of chat\n", output)
     assert " 0 left\n" in output
-    if NEEDS_OFF:
+    if IS_GIL_AT_STAKE:
         assert output.endswith("GIL off\n")
 
 
