@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -16,6 +16,10 @@ import pytest
 
 import ftbus
 from ftbus import lifecycle, testing
+from ftbus.testing.pytest_plugin import (
+    has_failed,
+    pytest_runtest_makereport,  # noqa: F401 (pytest finds it here)
+)
 
 ROOT = Path(__file__).parent
 HANG_SECONDS = 60  # only a program that hangs takes this long
@@ -98,18 +102,6 @@ def pytest_report_header() -> str:
     return f"FTB_SEED={SEED} replays the random choices of this run"
 
 
-HAS_FAILED = pytest.StashKey[bool]()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item,
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    item.stash[HAS_FAILED] = report.failed or item.stash.get(HAS_FAILED, False)
-    return report
-
-
 class FailedAlready(Exception):
     """Keeps no_leaks from judging what the traceback of a failed test holds."""
 
@@ -124,7 +116,7 @@ def guard(request: pytest.FixtureRequest) -> Iterator[None]:
         left_open = [repr(bus) for bus in opened if not bus.closed]
         while opened:
             opened.pop().close(drain=False, timeout=1.0)
-        if request.node.stash.get(HAS_FAILED, False):
+        if has_failed(request):
             raise FailedAlready
         assert not left_open, f"left open: {', '.join(left_open)}"
 

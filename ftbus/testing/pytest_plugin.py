@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ftbus.buffers import HeldBuffer
 
-__all__ = ["no_held_buffers"]
+__all__ = ["has_failed", "no_held_buffers"]
 
 _has_failed = pytest.StashKey[bool]()
 
@@ -55,6 +55,12 @@ def pytest_runtest_makereport(
     return report
 
 
+def has_failed(request: pytest.FixtureRequest) -> bool:
+    """Return whether the test has failed so far, for a fixture that ends after it."""
+    item: pytest.Item = request.node
+    return item.stash.get(_has_failed, False)
+
+
 @pytest.fixture
 def no_held_buffers(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail the test if memory of a pool that was allocated in it is still held.
@@ -66,7 +72,7 @@ def no_held_buffers(request: pytest.FixtureRequest) -> Iterator[None]:
     known = {held.serial for held in buffers.held_buffers()}
     try:
         yield
-        if request.node.stash.get(_has_failed, False):
+        if has_failed(request):
             return
         seconds = float(request.config.getini("ftbus_held_seconds"))
         left = _left_after(known, seconds)
