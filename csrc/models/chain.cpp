@@ -3,22 +3,15 @@
  * consumers that sleep, its producer has seen that there is somebody to wake. */
 #define FTB_CHAIN_FIRST_CELLS 1
 
-#include "model.h"
+#include "numbered.h"
 
 #include "ftb_chain.h"
-
-static const unsigned PRODUCERS_N = 2;
-static const unsigned CONSUMERS_N = 2;
-static const uint32_t ITEMS_N = 2; /* by each producer, if there is space */
-static const int TRIES_N = 2;
 
 struct chain_model : rl::test_suite<chain_model, PRODUCERS_N + CONSUMERS_N> {
     ftb_chain chain;
     ftb_ring_cell cells[3];
     ftb_atomic(uint32_t) idle_n;
-    /* For the threads' own eyes. */
-    uint64_t pushed[PRODUCERS_N];
-    uint32_t popped[PRODUCERS_N][ITEMS_N];
+    numbered seen;
     bool has_woken[PRODUCERS_N][ITEMS_N];
     unsigned slept_n;
 
@@ -30,8 +23,7 @@ struct chain_model : rl::test_suite<chain_model, PRODUCERS_N + CONSUMERS_N> {
         ftb_init(&chain.push_level, 0);
         ftb_init(&chain.pop_level, 0);
         ftb_init(&idle_n, 0);
-        std::memset(pushed, 0, sizeof pushed);
-        std::memset(popped, 0, sizeof popped);
+        seen.clear();
         std::memset(has_woken, 0, sizeof has_woken);
         slept_n = 0;
     }
@@ -40,7 +32,7 @@ struct chain_model : rl::test_suite<chain_model, PRODUCERS_N + CONSUMERS_N> {
     {
         uint64_t next = 0;
         for (int i = 0; i < TRIES_N + 1 && next < ITEMS_N; i++) {
-            ftb_item item = numbered_item(producer * 100 + next);
+            ftb_item item = numbered::item(producer, next);
             if (ftb_chain_try_push_mpmc(&chain, &item, 1, FTB_RING_PLAIN) == 1) {
                 has_woken[producer][next] = ftb_load_seq_cst(&idle_n) > 0; /* P2 */
                 next++;
@@ -48,23 +40,16 @@ struct chain_model : rl::test_suite<chain_model, PRODUCERS_N + CONSUMERS_N> {
                 ftb_relax();
             }
         }
-        pushed[producer] = next;
+        seen.pushed[producer] = next;
     }
 
-    /* last: by producer, one more than the last number this thread popped. */
     uint32_t consume_once(uint64_t *last)
     {
         ftb_item item;
         enum ftb_ring_kind kind = FTB_RING_NONE;
         uint32_t popped_n = ftb_chain_try_pop_mpmc(&chain, &item, 1, &kind);
         if (popped_n == 1) {
-            uint64_t producer = item.stamp_ns / 100;
-            uint64_t number = item.stamp_ns % 100;
-            RL_ASSERT(kind == FTB_RING_PLAIN);
-            RL_ASSERT(producer < PRODUCERS_N && number < ITEMS_N);
-            RL_ASSERT(number >= last[producer]);
-            last[producer] = number + 1;
-            RL_ASSERT(++popped[producer][number] == 1);
+            seen.take(item, kind, last);
         }
         return popped_n;
     }
@@ -97,20 +82,16 @@ struct chain_model : rl::test_suite<chain_model, PRODUCERS_N + CONSUMERS_N> {
         uint64_t last[PRODUCERS_N] = {0, 0};
         bool is_left = false, has_waker = false;
         for (unsigned i = 0; i < PRODUCERS_N; i++) {
-            for (uint32_t j = 0; j < pushed[i]; j++) {
-                is_left = is_left || popped[i][j] == 0;
-                has_waker = has_waker || (popped[i][j] == 0 && has_woken[i][j]);
+            for (uint32_t j = 0; j < seen.pushed[i]; j++) {
+                is_left = is_left || seen.popped[i][j] == 0;
+                has_waker = has_waker || (seen.popped[i][j] == 0 && has_woken[i][j]);
             }
         }
         RL_ASSERT(!is_left || slept_n < CONSUMERS_N || has_waker);
         while (consume_once(last) > 0) {
         }
         RL_ASSERT(ftb_chain_is_empty(&chain));
-        for (unsigned i = 0; i < PRODUCERS_N; i++) {
-            for (uint32_t j = 0; j < ITEMS_N; j++) {
-                RL_ASSERT(popped[i][j] == (j < pushed[i] ? 1u : 0u));
-            }
-        }
+        seen.check_complete();
     }
 };
 

@@ -1,30 +1,23 @@
 /* ftb_ring.h: two cells, two producers, two consumers, two laps. Every item comes out
  * once, whole, and in its producer's order. ring_several.cpp makes this a model of pushes
  * and pops of several items at once. */
-#include "model.h"
+#include "numbered.h"
 
 #ifdef RING_SEVERAL
 static const uint32_t AT_ONCE = 2;
 #else
 static const uint32_t AT_ONCE = 1;
 #endif
-static const unsigned PRODUCERS_N = 2;
-static const unsigned CONSUMERS_N = 2;
-static const uint32_t ITEMS_N = 2; /* by each producer, if there is space */
-static const int TRIES_N = 2;
 
 struct ring_model : rl::test_suite<ring_model, PRODUCERS_N + CONSUMERS_N> {
     ftb_ring ring;
     ftb_ring_cell cells[2];
-    /* By producer: how many went in and came out, for the threads' own eyes. */
-    uint64_t pushed[PRODUCERS_N];
-    uint32_t popped[PRODUCERS_N][ITEMS_N];
+    numbered seen;
 
     void before()
     {
         model_ring_init(&ring, cells, 1);
-        std::memset(pushed, 0, sizeof pushed);
-        std::memset(popped, 0, sizeof popped);
+        seen.clear();
     }
 
     void produce(unsigned producer)
@@ -34,7 +27,7 @@ struct ring_model : rl::test_suite<ring_model, PRODUCERS_N + CONSUMERS_N> {
             ftb_item items[AT_ONCE];
             uint32_t n = 0;
             while (n < AT_ONCE && next + n < ITEMS_N) {
-                items[n] = numbered_item(producer * 100 + next + n);
+                items[n] = numbered::item(producer, next + n);
                 n++;
             }
             uint32_t pushed_n = ftb_ring_try_push_mpmc(&ring, items, n, FTB_RING_PLAIN);
@@ -43,23 +36,16 @@ struct ring_model : rl::test_suite<ring_model, PRODUCERS_N + CONSUMERS_N> {
                 ftb_relax();
             }
         }
-        pushed[producer] = next;
+        seen.pushed[producer] = next;
     }
 
-    /* last: by producer, one more than the last number this thread popped. */
     uint32_t consume_once(uint64_t *last)
     {
         ftb_item items[AT_ONCE];
         enum ftb_ring_kind kind = FTB_RING_NONE;
         uint32_t popped_n = ftb_ring_try_pop_mpmc(&ring, items, AT_ONCE, &kind);
         for (uint32_t i = 0; i < popped_n; i++) {
-            uint64_t producer = items[i].stamp_ns / 100;
-            uint64_t number = items[i].stamp_ns % 100;
-            RL_ASSERT(kind == FTB_RING_PLAIN);
-            RL_ASSERT(producer < PRODUCERS_N && number < ITEMS_N);
-            RL_ASSERT(number >= last[producer]);
-            last[producer] = number + 1;
-            RL_ASSERT(++popped[producer][number] == 1);
+            seen.take(items[i], kind, last);
         }
         return popped_n;
     }
@@ -84,11 +70,7 @@ struct ring_model : rl::test_suite<ring_model, PRODUCERS_N + CONSUMERS_N> {
         while (consume_once(last) > 0) {
         }
         RL_ASSERT(ftb_ring_is_empty(&ring));
-        for (unsigned i = 0; i < PRODUCERS_N; i++) {
-            for (uint32_t j = 0; j < ITEMS_N; j++) {
-                RL_ASSERT(popped[i][j] == (j < pushed[i] ? 1u : 0u));
-            }
-        }
+        seen.check_complete();
     }
 };
 
