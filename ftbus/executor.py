@@ -46,7 +46,7 @@ class BusExecutor(Executor):
         bus: EventBus,
         initializer: Callable[..., object] | None,
         initargs: tuple[Any, ...],
-        context: Context | None,
+        context: Context | None = None,
     ) -> None:
         if context is not None and not isinstance(context, Context):
             raise InvalidOptionError(
