@@ -25,7 +25,19 @@ from ftbus.errors import (
     UnknownCodecError,
     UnsupportedKeyError,
 )
-from ftbus.stats import BusStats, Counters, TopicStats, WorkerStats
+from ftbus.histograms import Histogram
+from ftbus.stats import (
+    BusStats,
+    Counters,
+    ErrorStats,
+    HandlerStats,
+    LookupStats,
+    PartitionStats,
+    RateStats,
+    Times,
+    TopicStats,
+    WorkerStats,
+)
 from ftbus.striped_map import StripedMap
 from ftbus.timers import Timer
 from ftbus.topic import Topic
@@ -43,6 +55,7 @@ __all__ = [
     "Counters",
     "DeadlockError",
     "EmitDepthError",
+    "ErrorStats",
     "EventBus",
     "EventDroppedError",
     "ExecutorBrokenError",
@@ -50,15 +63,21 @@ __all__ = [
     "FtbusError",
     "HandleError",
     "HandlerErrors",
+    "HandlerStats",
     "HandlerTypeError",
+    "Histogram",
     "InvalidOptionError",
     "Key",
+    "LookupStats",
+    "PartitionStats",
     "PoolStats",
     "QueueFullError",
+    "RateStats",
     "StreamFullError",
     "StripedMap",
     "Subscription",
     "Timer",
+    "Times",
     "Topic",
     "TopicStats",
     "UnknownCodecError",

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+import time
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
 from ftbus import _core, calls, codecs, dispatch, handlers, lifecycle, stats, timers
 from ftbus.errors import BusClosedError, InvalidOptionError
@@ -84,6 +85,7 @@ class EventBus(_core.Bus):
         "_overflow",
         "_queue_size",
         "_sinks",
+        "_started_s",
         "_threads",
         "_timers",
         "_workers",
@@ -140,6 +142,7 @@ class EventBus(_core.Bus):
         self._sinks: set[Any] = set()  # streams to end when this is closed
         self._batches: set[Any] = set()  # handlers that hold events
         self._timers: timers.Timers | None = None
+        self._started_s = time.monotonic()
         self._baseline: stats.BusStats | None = None
         self._configure(
             self._codec,

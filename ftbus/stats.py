@@ -1,16 +1,27 @@
-"""What happened: frozen snapshots of the counters, and the report for people."""
+"""What happened: frozen snapshots of the counters, times, rates and failures.
+
+Every figure is a sum over counters that one thread each writes; reading takes no lock
+that a handler could wait for. Times are of sampled events, see BusStats.timing.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Self
+import time
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ftbus._core import Key
+from ftbus.buffers import PoolStats, default_pool
+from ftbus.histograms import EMPTY, Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ftbus.bus import EventBus
+
+type Timing = Literal["off", "sampled", "all"]
+
+WINDOWS_S = (1, 10, 60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,27 +47,101 @@ class Counters:
     """Handler calls that raised."""
     encoded: int = 0
     """Events encoded into bytes; each at most once, however many handlers."""
+    shared: int = 0
+    """Handler calls that got bytes which were there already: encoded for an earlier
+    handler of the same event, or an event that came as bytes."""
+    unheard: int = 0
+    """Events, emitted or delivered, for which no handler ran."""
 
     def _combined(self, other: Counters, sign: int) -> dict[str, int]:
         return {
-            field.name: getattr(self, field.name) + sign * getattr(other, field.name)
-            for field in fields(Counters)
+            name: getattr(self, name) + sign * getattr(other, name)
+            for name in _COUNTER_NAMES
         }
+
+
+_COUNTER_NAMES = tuple(each.name for each in fields(Counters))
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Durations of sampled events, in nanoseconds."""
+
+    emit: Histogram = EMPTY
+    """One emit, from the call to its return, handlers included."""
+    wait: Histogram = EMPTY
+    """A posted event in the queue, from post to the start of its first handler."""
+    handler: Histogram = EMPTY
+    """One handler call; of emitted and posted events."""
+    encode: Histogram = EMPTY
+    """Turning one event into bytes."""
+
+    def merged(self, other: Times) -> Self:
+        """Return the times of both, exactly."""
+        return type(self)(
+            *(getattr(self, n).merged(getattr(other, n)) for n in _TIME_NAMES)
+        )
+
+    def since(self, earlier: Times) -> Self:
+        """Return what was recorded after `earlier`."""
+        return type(self)(
+            *(getattr(self, n).since(getattr(earlier, n)) for n in _TIME_NAMES)
+        )
+
+
+_TIME_NAMES = tuple(each.name for each in fields(Times))
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerStats:
+    """One handler that is subscribed now."""
+
+    key: object = None
+    """The key it is subscribed to."""
+    name: str = ""
+    """The qualified name of the function or class, with its module."""
+    serial: int = 0
+    """Tells subscriptions of one bus apart; later ones have larger numbers."""
+    calls: int = 0
+    """Times it was called, whatever called it."""
+    failed: int = 0
+    """Calls that raised."""
+    time: Histogram = EMPTY
+    """Nanoseconds of its sampled calls."""
+
+    def since(self, earlier: HandlerStats) -> Self:
+        """Return what was counted after `earlier`."""
+        return type(self)(
+            self.key,
+            self.name,
+            self.serial,
+            self.calls - earlier.calls,
+            self.failed - earlier.failed,
+            self.time.since(earlier.time),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class TopicStats(Counters):
-    """The counters of one key."""
+    """The counters and times of one key."""
 
     key: object = None
     """The key; None for the row of keys that were never named, and of tasks."""
     handlers: int = 0
     """Handlers subscribed now."""
+    timing: str = "off"
+    """Which of its events are timed: "off", "sampled" or "all"."""
+    times: Times = Times()
+    """How long its emits, waits, handlers and encodings took."""
 
     def since(self, earlier: TopicStats) -> Self:
         """Return what was counted after `earlier`."""
         return type(self)(
-            **self._combined(earlier, -1), key=self.key, handlers=self.handlers
+            **self._combined(earlier, -1),
+            key=self.key,
+            handlers=self.handlers,
+            timing=self.timing,
+            times=self.times.since(earlier.times),
         )
 
 
@@ -64,16 +149,18 @@ class TopicStats(Counters):
 class WorkerStats:
     """What one worker thread did."""
 
-    taken: int
+    taken: int = 0
     """Events taken from the queue, stolen ones included."""
-    stolen: int
+    stolen: int = 0
     """Events that lay in another worker's ring."""
-    batches: int
+    batches: int = 0
     """Batches they came in."""
-    parks: int
+    parks: int = 0
     """Times the worker went to sleep."""
-    busy_ns: int
+    busy_ns: int = 0
     """Nanoseconds between taking and finishing batches."""
+    wakes: int = 0
+    """Times the worker was woken from sleep by an event."""
 
     def since(self, earlier: WorkerStats) -> Self:
         """Return what was counted after `earlier`."""
@@ -83,19 +170,142 @@ class WorkerStats:
 
 
 @dataclass(frozen=True, slots=True)
+class PartitionStats:
+    """Posted events that have a partition; those of one group run one at a time."""
+
+    groups: int = 0
+    """Groups (strands) there are: partitions are spread over them by hash."""
+    busy: int = 0
+    """Groups in which events wait or run now."""
+    queued: int = 0
+    """Events with a partition that wait now."""
+    deepest: int = 0
+    """The most events that wait in one group now."""
+    posted: int = 0
+    """Events with a partition that were queued since the start."""
+    wait: Histogram = EMPTY
+    """Nanoseconds from post to handler start, of sampled events with a partition."""
+
+    def since(self, earlier: PartitionStats) -> Self:
+        """Return what was counted after `earlier`."""
+        return type(self)(
+            self.groups,
+            self.busy,
+            self.queued,
+            self.deepest,
+            self.posted - earlier.posted,
+            self.wait.since(earlier.wait),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LookupStats:
+    """How keys of emitted events were found."""
+
+    hits: int = 0
+    """Look-ups in the map that found the key."""
+    misses: int = 0
+    """Look-ups in the map of a key that nobody ever named."""
+    avoided: int = 0
+    """Emitted events that needed no look-up: through a Topic, or a key in the
+    thread's front cache. Derived: emitted - hits - misses."""
+
+    def since(self, earlier: LookupStats) -> Self:
+        """Return what was counted after `earlier`."""
+        return type(self)(
+            self.hits - earlier.hits,
+            self.misses - earlier.misses,
+            self.avoided - earlier.avoided,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorStats:
+    """Failures of one exception type."""
+
+    type: str = ""
+    """The qualified name of the exception's class, with its module."""
+    count: int = 0
+    """How many handler calls, tasks and encodings raised it."""
+    key: str = ""
+    """The repr of the key whose handler raised it last."""
+    handler: str = ""
+    """The name of the handler that raised it last."""
+    traceback: str = ""
+    """The text of the last one's traceback."""
+
+
+@dataclass(frozen=True, slots=True)
+class RateStats:
+    """Events per second over one window, from the snapshots that stats() took.
+
+    No thread samples: a window reaches back to the newest snapshot that is at least as
+    old as asked for, else to the oldest there is; `seconds` says how far that is.
+    """
+
+    window_s: int = 0
+    """The window asked for: 1, 10 or 60 seconds."""
+    seconds: float = 0.0
+    """The time that was really covered."""
+    emitted: float = 0.0
+    """Emitted events per second."""
+    posted: float = 0.0
+    """Posted events per second."""
+    delivered: float = 0.0
+    """Delivered events per second."""
+    handled: float = 0.0
+    """Handler calls per second."""
+    failed: float = 0.0
+    """Failed handler calls per second."""
+    dropped: float = 0.0
+    """Dropped events per second."""
+
+
+@dataclass(frozen=True, slots=True)
 class BusStats(Counters):
-    """The counters of a bus, with a row per key and per worker."""
+    """The counters and times of a bus, with a row per key, handler and worker."""
 
     name: str = ""
     """The bus's name."""
+    uptime_s: float = 0.0
+    """Seconds since the bus was made."""
+    counted_s: float = 0.0
+    """Seconds these figures cover: since the start or the last reset_stats()."""
+    timing: str = "off"
+    """Which events are timed, unless their key says otherwise: "off", "sampled" (one
+    in timing_interval on average, at random) or "all"."""
+    timing_interval: int = 0
+    """The mean number of events per sampled one."""
+    counting: bool = True
+    """False if the bus was made with stats=False: then only what conservation needs
+    (posted, delivered, dropped, rejected, pending) and the workers are counted."""
     pending: int = 0
     """Posted events not yet handled: queued, being handled, or waiting for space."""
+    queued: int = 0
+    """Events in the queue now."""
     queued_max: int = 0
     """The most events seen waiting at once."""
+    queue_size: int = 0
+    """How many the queue holds."""
+    times: Times = Times()
+    """How long emits, waits, handlers and encodings took, over all keys."""
+    lookups: LookupStats = LookupStats()
+    """How keys were found."""
+    partitions: PartitionStats = PartitionStats()
+    """The events with a partition."""
     topics: tuple[TopicStats, ...] = ()
     """One row per key, busiest first."""
+    handlers: tuple[HandlerStats, ...] = ()
+    """One row per handler that is subscribed now, slowest 99th percentile first."""
     workers: tuple[WorkerStats, ...] = ()
     """One row per worker; empty before the first post."""
+    errors: tuple[ErrorStats, ...] = ()
+    """One row per exception type, most frequent first."""
+    rates: tuple[RateStats, ...] = ()
+    """Events per second over about 1, 10 and 60 seconds."""
+    buffers: PoolStats | None = None
+    """The pool that the bus encodes into, with its size classes. Other buses and the
+    program's own buffers share it; it is not affected by reset_stats()."""
 
     def topic(self, key: object) -> TopicStats:
         """Return the row of a key; zeros if it was never used."""
@@ -103,6 +313,11 @@ class BusStats(Counters):
             if _is_same_key(row.key, key):
                 return row
         return TopicStats(key=key)
+
+    def handlers_of(self, key: object) -> tuple[HandlerStats, ...]:
+        """Return the rows of a key's handlers, in the order of their subscription."""
+        rows = [row for row in self.handlers if _is_same_key(row.key, key)]
+        return tuple(sorted(rows, key=lambda row: row.serial))
 
     def since(self, earlier: BusStats) -> Self:
         """Return what was counted after `earlier`."""
@@ -115,21 +330,59 @@ class BusStats(Counters):
             now.since(then)
             for now, then in zip(self.workers, earlier.workers, strict=False)
         )
+        called = {row.serial: row for row in earlier.handlers}
+        raised = {row.type: row.count for row in earlier.errors}
         return type(self)(
             **self._combined(earlier, -1),
             name=self.name,
+            uptime_s=self.uptime_s,
+            counted_s=self.uptime_s - earlier.uptime_s,
+            timing=self.timing,
+            timing_interval=self.timing_interval,
+            counting=self.counting,
             pending=self.pending,
+            queued=self.queued,
             queued_max=self.queued_max,
+            queue_size=self.queue_size,
+            times=self.times.since(earlier.times),
+            lookups=self.lookups.since(earlier.lookups),
+            partitions=self.partitions.since(earlier.partitions),
             topics=_busiest_first(topics),
+            handlers=_slowest_first(
+                row.since(called[row.serial]) if row.serial in called else row
+                for row in self.handlers
+            ),
             workers=workers or self.workers,
+            errors=tuple(
+                replace(row, count=row.count - raised.get(row.type, 0))
+                for row in self.errors
+                if row.count > raised.get(row.type, 0)
+            ),
+            rates=self.rates,
+            buffers=self.buffers,
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return nested dicts and lists, keys as their repr, ready for JSON."""
-        tree = asdict(self)
-        for row in tree["topics"]:
-            row["key"] = repr(row["key"])
+        """Return nested dicts and lists, keys as their repr, ready for JSON.
+
+        A histogram is what Histogram.to_dict() returns: percentiles and buckets.
+        """
+        tree: dict[str, Any] = _plain(self)
         return tree
+
+
+def _plain(value: Any) -> Any:
+    """Return a dataclass as what JSON knows; a key as its repr."""
+    if isinstance(value, Histogram):
+        return value.to_dict()
+    if is_dataclass(value):
+        tree = {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+        if isinstance(value, TopicStats | HandlerStats):
+            tree["key"] = repr(value.key)
+        return tree
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return value
 
 
 def _is_same_key(one: object, two: object) -> bool:
@@ -144,24 +397,37 @@ def _busiest_first(rows: Iterable[TopicStats]) -> tuple[TopicStats, ...]:
     return tuple(sorted(rows, key=lambda row: row.handled, reverse=True))
 
 
+def _slowest_first(rows: Iterable[HandlerStats]) -> tuple[HandlerStats, ...]:
+    return tuple(
+        sorted(rows, key=lambda row: (row.time.p99_ns, row.calls), reverse=True)
+    )
+
+
 def collect(bus: EventBus) -> BusStats:
     """Sum the counters of every thread."""
+    rows: list[tuple[Any, int, Any]] = bus._topics()
     topics = [
         TopicStats(**counters, key=key, handlers=handlers)
-        for key, handlers, counters in bus._topics()
+        for key, handlers, counters in rows
     ]
     total = Counters()
     for row in topics:
         total = Counters(**total._combined(row, 1))
     pool = bus._pool_stats()
+    uptime_s = time.monotonic() - bus._started_s
     return BusStats(
         **asdict(total),
         name=bus.name,
+        uptime_s=uptime_s,
+        counted_s=uptime_s,
         # Not the pool's own figure, which includes the whole batch of a busy worker.
         pending=max(0, total.posted - total.delivered - total.dropped - total.rejected),
+        queued=pool["queued"],
         queued_max=pool["queued_max"],
+        queue_size=bus._queue_size,
         topics=_busiest_first(topics),
         workers=tuple(WorkerStats(**worker) for worker in pool["workers"]),
+        buffers=default_pool.stats(),
     )
 
 
