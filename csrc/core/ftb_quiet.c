@@ -20,7 +20,7 @@ snapshot_contains(const void *object, void *context)
 {
     struct ftb_snapshot *snapshot = (struct ftb_snapshot *)(uintptr_t)object;
     struct ftb_handler *handler = context;
-    uint32_t i = snapshot->topic == handler->topic ? 0 : snapshot->n;
+    uint32_t i = ftb_snapshot_topic(snapshot) == handler->topic ? 0 : snapshot->n;
     while (i < snapshot->n && ftb_snapshot_handlers(snapshot)[i] != handler) {
         i++;
     }

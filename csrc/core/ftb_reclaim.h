@@ -50,6 +50,9 @@ struct ftb_thread {
      * the slot itself; published by the end of the same section. */
     ftb_atomic(uint32_t) depth_peak;
     struct ftb_shard *shard; /* counters; set once when the record is made */
+    /* Which events of this thread are timed, see ftb_thread_samples. Owner only. */
+    int32_t sample_left;
+    uint32_t sample_random;
     /* Topics of recently emitted keys, by the key object's address. Filled only for
      * objects that are never freed, so that no address can come to mean another key;
      * valid for the bus with that serial. Owner only; kept for the record's next owner. */

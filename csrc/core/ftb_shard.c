@@ -79,7 +79,8 @@ struct ftb_cell *
 ftb_shard_cell_make_local(struct ftb_shard *shard, uint32_t id)
 {
     uint32_t page_ix = id / FTB_PAGE_CELLS;
-    struct ftb_directory *directory = directory_grow_local(shard, page_ix);
+    struct ftb_directory *directory =
+        id != FTB_NO_ID ? directory_grow_local(shard, page_ix) : NULL;
     if (directory == NULL) {
         return NULL;
     }
@@ -89,13 +90,54 @@ ftb_shard_cell_make_local(struct ftb_shard *shard, uint32_t id)
         if (page == NULL) {
             return NULL;
         }
-        ftb_store_release(&directory->pages[page_ix], page); /* pairs with find_cell */
+        ftb_store_release(&directory->pages[page_ix], page); /* pairs with ftb_shard_cell_find */
     }
     return &page->cells[id % FTB_PAGE_CELLS];
 }
 
-static struct ftb_cell *
-find_cell(struct ftb_shard *shard, uint32_t id)
+struct ftb_ledger *
+ftb_cell_ledger_local(struct ftb_cell *cell)
+{
+    struct ftb_ledger *ledger = ftb_load_relaxed(&cell->ledger); /* the owner's own */
+    if (ledger == NULL) {
+        ledger = ftb_alloc(sizeof *ledger);
+        if (ledger != NULL) {
+            ftb_store_release(&cell->ledger, ledger); /* its zeros; pairs with readers */
+        }
+    }
+    return ledger;
+}
+
+void
+ftb_cell_emitted_apart_local(struct ftb_cell *cell)
+{
+    struct ftb_ledger *ledger =
+        ftb_load_relaxed(&cell->version) != 0 ? ftb_cell_ledger_local(cell) : NULL;
+    /* Without a version nothing is inferred from it; without memory the total is right
+     * and the calls of the handlers are not. relaxed: the owner's own. */
+    ftb_count_local(ledger != NULL ? &ledger->emitted : &cell->emitted, 1);
+}
+
+void
+ftb_cell_record_local(struct ftb_cell *cell, enum ftb_time what, uint64_t ns)
+{
+    struct ftb_ledger *ledger = ftb_cell_ledger_local(cell);
+    if (ledger == NULL) {
+        return;
+    }
+    struct ftb_histogram *times = ftb_load_relaxed(&ledger->times[what]); /* own */
+    if (times == NULL) {
+        times = ftb_alloc(sizeof *times);
+        if (times == NULL) {
+            return;
+        }
+        ftb_store_release(&ledger->times[what], times); /* pairs with times_one */
+    }
+    (void)ftb_histogram_record_local(times, ns);
+}
+
+struct ftb_cell *
+ftb_shard_cell_find(struct ftb_shard *shard, uint32_t id)
 {
     struct ftb_directory *directory = ftb_load_acquire(&shard->directory);
     uint32_t page_ix = id / FTB_PAGE_CELLS;
@@ -115,7 +157,7 @@ static void
 sum_one(struct ftb_thread *thread, void *context)
 {
     struct sum_request *request = context;
-    struct ftb_cell *cell = find_cell(thread->shard, request->id);
+    struct ftb_cell *cell = ftb_shard_cell_find(thread->shard, request->id);
     if (cell == NULL) {
         return;
     }
@@ -123,6 +165,10 @@ sum_one(struct ftb_thread *thread, void *context)
 #define ADD(name) request->totals->name += ftb_load_relaxed(&cell->name);
     FTB_COUNTERS(ADD)
 #undef ADD
+    struct ftb_ledger *ledger = ftb_load_acquire(&cell->ledger);
+    if (ledger != NULL) {
+        request->totals->emitted += ftb_load_relaxed(&ledger->emitted); /* as above */
+    }
 }
 
 void
@@ -132,10 +178,53 @@ ftb_shard_sum(uint32_t id, struct ftb_totals *totals)
     ftb_thread_each(sum_one, &request);
 }
 
+struct times_request {
+    uint32_t id;
+    struct ftb_histogram_sum *sums;
+    bool is_any;
+};
+
+static void
+times_one(struct ftb_thread *thread, void *context)
+{
+    struct times_request *request = context;
+    struct ftb_cell *cell = ftb_shard_cell_find(thread->shard, request->id);
+    struct ftb_ledger *ledger = cell != NULL ? ftb_load_acquire(&cell->ledger) : NULL;
+    for (int i = 0; ledger != NULL && i < FTB_TIMES_N; i++) {
+        struct ftb_histogram *times = ftb_load_acquire(&ledger->times[i]);
+        if (times != NULL) {
+            ftb_histogram_add_to(times, &request->sums[i]);
+            request->is_any = true;
+        }
+    }
+}
+
+bool
+ftb_shard_times(uint32_t id, struct ftb_histogram_sum *sums)
+{
+    struct times_request request = {id, sums, false};
+    ftb_thread_each(times_one, &request);
+    return request.is_any;
+}
+
+static void
+zero_ledger(struct ftb_ledger *ledger)
+{
+    /* relaxed, all: as in zero_one */
+    ftb_store_relaxed(&ledger->mark, 0);
+    ftb_store_relaxed(&ledger->emitted, 0);
+    for (int i = 0; i < FTB_TIMES_N; i++) {
+        struct ftb_histogram *times = ftb_load_relaxed(&ledger->times[i]);
+        if (times != NULL) {
+            ftb_histogram_clear(times);
+        }
+    }
+}
+
 static void
 zero_one(struct ftb_thread *thread, void *context)
 {
-    struct ftb_cell *cell = find_cell(thread->shard, *(uint32_t *)context);
+    struct ftb_cell *cell = ftb_shard_cell_find(thread->shard, *(uint32_t *)context);
     if (cell == NULL) {
         return;
     }
@@ -143,12 +232,17 @@ zero_one(struct ftb_thread *thread, void *context)
 #define ZERO(name) ftb_store_relaxed(&cell->name, 0);
     FTB_COUNTERS(ZERO)
 #undef ZERO
+    ftb_store_relaxed(&cell->version, 0);
+    struct ftb_ledger *ledger = ftb_load_relaxed(&cell->ledger);
+    if (ledger != NULL) {
+        zero_ledger(ledger);
+    }
 }
 
 uint32_t
 ftb_shard_id_acquire(void)
 {
-    uint32_t id = UINT32_MAX;
+    uint32_t id = FTB_NO_ID;
     pthread_mutex_lock(&id_lock);
     if (free_ids_n > 0) {
         id = free_ids[--free_ids_n];
@@ -171,6 +265,9 @@ ftb_shard_id_acquire(void)
 void
 ftb_shard_id_release(uint32_t id)
 {
+    if (id == FTB_NO_ID) {
+        return;
+    }
     ftb_thread_each(zero_one, &id);
     pthread_mutex_lock(&id_lock);
     free_ids[free_ids_n++] = id;

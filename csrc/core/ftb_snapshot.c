@@ -1,9 +1,12 @@
 #include "ftb_snapshot.h"
 
 #include "ftb_slab.h"
+#include "ftb_tally.h"
 #include "ftb_topic.h"
 
 void (*ftb_handler_release_fn)(struct ftb_handler *handler) = NULL;
+
+static _Atomic(uint64_t) next_version = 1;
 
 struct ftb_snapshot *
 ftb_snapshot_reserve(size_t most)
@@ -56,8 +59,7 @@ ftb_snapshot_fill(
 {
     struct ftb_handler **handlers = old != NULL ? ftb_snapshot_handlers(old) : NULL;
     uint32_t old_n = old != NULL ? old->n : 0;
-    room->topic = topic;
-    room->flags = topic->entry.key.kind == FTB_KEY_CLASS ? FTB_SNAPSHOT_CLASS : 0;
+    room->flags = ftb_topic_flags(topic);
     room->n = added != NULL ? 1 : 0;
     for (uint32_t i = 0; i < old_n; i++) {
         room->n += is_kept(handlers[i]);
@@ -67,6 +69,11 @@ ftb_snapshot_fill(
         return NULL;
     }
     struct ftb_handler **out = ftb_snapshot_handlers(room); /* needs n */
+    /* relaxed: one counter, and the stripe's lock puts a topic's snapshots in order */
+    room->version = ftb_add_relaxed(&next_version, 1);
+    if (added != NULL) {
+        added->first_version = room->version;
+    }
     for (uint32_t i = 0; i < old_n; i++) {
         if (added != NULL && handlers[i]->priority < added->priority) {
             snapshot_append(room, out++, added);
@@ -79,6 +86,7 @@ ftb_snapshot_fill(
     if (added != NULL) {
         snapshot_append(room, out, added);
     }
+    room->version |= room->flags != 0 ? FTB_VERSION_FLAGGED : 0;
     return room;
 }
 
@@ -114,6 +122,7 @@ ftb_handler_release(struct ftb_handler *handler)
         struct ftb_bus *bus = handler->topic->bus;
         ftb_bus_unlink_handler(bus, handler);
         ftb_handler_release_fn(handler);
+        ftb_tallies_free(handler);
         ftb_free(handler);
         ftb_bus_release(bus);
     }

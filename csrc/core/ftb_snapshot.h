@@ -18,7 +18,16 @@ enum {
     FTB_HANDLER_WEAK = 2,    /* `self`, or else `func`, is a weak reference */
     FTB_HANDLER_ENCODED = 4, /* wants the event as encoded bytes */
     FTB_SNAPSHOT_CLASS = 8,  /* of a class: the handlers of its bases follow */
+    FTB_SNAPSHOT_SAMPLED = 16,  /* some of its events are timed */
+    FTB_SNAPSHOT_TIMED = 32,    /* all are */
+    FTB_SNAPSHOT_OBSERVED = 64, /* somebody wants to hear of each call */
 };
+
+/* What does not change how handlers are called. */
+#define FTB_SNAPSHOT_TIMINGS (FTB_SNAPSHOT_SAMPLED | FTB_SNAPSHOT_TIMED)
+
+/* Set in the version of a snapshot that has flags. */
+#define FTB_VERSION_FLAGGED (UINT64_C(1) << 63)
 
 enum ftb_handler_state {
     FTB_HANDLER_ACTIVE = 0,
@@ -40,6 +49,9 @@ struct ftb_handler {
     const void *target; /* where the weak one's object is or was; only compared */
     void *owner;        /* the subscription object while it lives, for the collector */
     struct ftb_topic *topic;
+    /* The first snapshot it is in; written before that is published. 0: none yet. */
+    uint64_t first_version;
+    ftb_atomic(struct ftb_tally *) tallies; /* ftb_tally.h */
     struct ftb_handler *previous, *next; /* the bus's list; guarded by its lock */
 };
 
@@ -52,8 +64,10 @@ struct ftb_call {
 /* In memory: this header, calls[n], handlers[n], the retire link; perhaps room to spare.
  * With room for one handler, as most have, it is one cell of ftb_slab. */
 struct ftb_snapshot {
-    struct ftb_topic *topic;
-    uint32_t n;
+    /* Never used twice, and larger than those of the topic's earlier snapshots; with
+     * FTB_VERSION_FLAGGED if flags is not 0, so that one comparison finds out both. */
+    uint64_t version;
+    uint32_t n;       /* at least 1 */
     uint16_t flags;   /* every handler's flags and its own, or-ed */
     uint16_t is_cell; /* where its memory came from */
     struct ftb_call calls[];
@@ -63,6 +77,12 @@ static inline struct ftb_handler **
 ftb_snapshot_handlers(struct ftb_snapshot *snapshot)
 {
     return (struct ftb_handler **)(void *)(snapshot->calls + snapshot->n);
+}
+
+static inline struct ftb_topic *
+ftb_snapshot_topic(struct ftb_snapshot *snapshot)
+{
+    return ftb_snapshot_handlers(snapshot)[0]->topic;
 }
 
 static inline struct ftb_retired *

@@ -18,7 +18,10 @@ ftb_bus_new(uint32_t stripes_n)
         return NULL;
     }
     bus->unheard_id = ftb_shard_id_acquire();
-    if (bus->unheard_id == UINT32_MAX) {
+    bus->own_id = ftb_shard_id_acquire();
+    if (bus->unheard_id == FTB_NO_ID || bus->own_id == FTB_NO_ID) {
+        ftb_shard_id_release(bus->unheard_id);
+        ftb_shard_id_release(bus->own_id);
         ftb_map_fini(&bus->topics);
         ftb_free(bus);
         return NULL;
@@ -51,7 +54,14 @@ ftb_bus_release(struct ftb_bus *bus)
      * its tables, so no grace period is needed. */
     ftb_map_dismantle(&bus->topics, topic_free);
     ftb_shard_id_release(bus->unheard_id);
+    ftb_shard_id_release(bus->own_id);
     ftb_map_fini(&bus->topics);
+    struct ftb_timing_choice *choice = ftb_load_relaxed(&bus->choices); /* likewise */
+    while (choice != NULL) {
+        struct ftb_timing_choice *next = choice->next;
+        ftb_free(choice);
+        choice = next;
+    }
     pthread_mutex_destroy(&bus->handlers_lock);
     ftb_free(bus);
 }
@@ -67,8 +77,8 @@ topic_new(struct ftb_bus *bus, const struct ftb_keyview *view, void *key_object)
         ftb_slab_give(topic);
         return NULL;
     }
-    uint32_t id = ftb_shard_id_acquire();
-    if (id == UINT32_MAX) {
+    uint32_t id = bus->is_uncounted ? FTB_NO_ID : ftb_shard_id_acquire();
+    if (id == FTB_NO_ID && !bus->is_uncounted) {
         ftb_key_fini(&topic->entry.key);
         ftb_slab_give(topic);
         return NULL;
@@ -221,6 +231,79 @@ ftb_topic_remove(
         }
     }
     ftb_map_unlock(stripe);
+    return result;
+}
+
+uint16_t
+ftb_topic_flags(const struct ftb_topic *topic)
+{
+    uint32_t flags = topic->entry.key.kind == FTB_KEY_CLASS ? FTB_SNAPSHOT_CLASS : 0;
+    enum ftb_timing timing = ftb_topic_timing(topic);
+    flags |= timing == FTB_TIMING_SAMPLED ? FTB_SNAPSHOT_SAMPLED : 0;
+    flags |= timing == FTB_TIMING_ALL ? FTB_SNAPSHOT_TIMED : 0;
+    /* ftb_bus_set_observed sets it before it takes each stripe's lock: either this sees
+     * it, or that sees the snapshot (relaxed: the lock orders them). */
+    return (uint16_t)(flags | ftb_load_relaxed(&topic->bus->is_observed));
+}
+
+/* Publish the same handlers under the topic's flags as they are now. */
+static enum ftb_result
+topic_refresh_locked(struct ftb_topic *topic)
+{
+    struct ftb_snapshot *old = ftb_load_relaxed(&topic->snapshot); /* locked */
+    struct ftb_snapshot *room = old != NULL ? ftb_snapshot_reserve(old->n) : NULL;
+    if (room != NULL) {
+        snapshot_replace_locked(topic, ftb_snapshot_fill(room, topic, old, NULL));
+    }
+    return old != NULL && room == NULL ? FTB_NOMEM : FTB_OK;
+}
+
+enum ftb_result
+ftb_topic_set_timing(struct ftb_topic *topic, enum ftb_timing timing)
+{
+    struct ftb_bus *bus = topic->bus;
+    pthread_mutex_lock(&bus->handlers_lock);
+    struct ftb_timing_choice *choice = ftb_load_relaxed(&bus->choices); /* locked */
+    while (choice != NULL && choice->topic != topic) {
+        choice = choice->next;
+    }
+    bool is_new = choice == NULL;
+    if (is_new) {
+        choice = ftb_alloc(sizeof *choice);
+    }
+    if (choice != NULL) {
+        ftb_store_relaxed(&choice->timing, timing); /* relaxed: a hint, or released: */
+        if (is_new) {
+            choice->topic = topic;
+            choice->next = ftb_load_relaxed(&bus->choices); /* locked */
+            ftb_store_release(&bus->choices, choice); /* pairs with ftb_topic_timing */
+        }
+    }
+    pthread_mutex_unlock(&bus->handlers_lock);
+    if (choice == NULL) {
+        return FTB_NOMEM;
+    }
+    struct ftb_stripe *stripe = ftb_map_lock(&bus->topics, topic->entry.key.hash);
+    enum ftb_result result = topic_refresh_locked(topic);
+    ftb_map_unlock(stripe);
+    return result;
+}
+
+static void
+observe_locked(struct ftb_entry *entry, void *context)
+{
+    enum ftb_result *result = context;
+    if (topic_refresh_locked((struct ftb_topic *)(void *)entry) != FTB_OK) {
+        *result = FTB_NOMEM;
+    }
+}
+
+enum ftb_result
+ftb_bus_set_observed(struct ftb_bus *bus, bool is_observed)
+{
+    enum ftb_result result = FTB_OK;
+    ftb_store_seq_cst(&bus->is_observed, is_observed ? FTB_SNAPSHOT_OBSERVED : 0u);
+    ftb_map_each(&bus->topics, observe_locked, &result);
     return result;
 }
 

@@ -28,10 +28,31 @@ ftb_topic_id(const struct ftb_topic *topic)
     return topic->entry.key.owner_id;
 }
 
+/* Which events of a topic, or of a bus, are timed. */
+enum ftb_timing {
+    FTB_TIMING_OFF = 0,
+    FTB_TIMING_SAMPLED = 1,
+    FTB_TIMING_ALL = 2,
+};
+
+/* A topic that has a timing of its own; kept as long as the bus. */
+struct ftb_timing_choice {
+    struct ftb_timing_choice *next;
+    struct ftb_topic *topic;
+    ftb_atomic(uint32_t) timing;
+};
+
 struct ftb_bus {
     struct ftb_map topics;
     uint64_t serial;           /* never reused, so that caches can tell buses apart */
     uint32_t unheard_id;       /* counters of events whose key has no topic */
+    uint32_t own_id; /* counters of look-ups (emitted, unheard) and partitions */
+    /* Written once, before the first topic. */
+    bool is_uncounted;         /* its topics have no counters of their own */
+    enum ftb_timing timing;    /* of topics that have no choice of their own */
+    uint32_t timing_interval;  /* sampled: one event in so many on average, 1 .. 2**30 */
+    ftb_atomic(uint32_t) is_observed; /* FTB_SNAPSHOT_OBSERVED is to be set, or 0 */
+    ftb_atomic(struct ftb_timing_choice *) choices; /* pushed under handlers_lock */
     ftb_atomic(uint32_t) refs; /* the bus object + its handlers */
     ftb_atomic(uint32_t) is_closed;
     pthread_mutex_t handlers_lock;
@@ -95,6 +116,31 @@ FTB_MUST_USE enum ftb_result ftb_topic_remove(
     struct ftb_topic *topic,
     bool (*match)(const struct ftb_handler *handler, void *context), void *context,
     size_t *removed_n);
+
+/* The timing of a topic. Any thread. */
+static inline enum ftb_timing
+ftb_topic_timing(const struct ftb_topic *topic)
+{
+    struct ftb_timing_choice *choice = ftb_load_acquire(&topic->bus->choices);
+    while (FTB_UNLIKELY(choice != NULL)) {
+        if (choice->topic == topic) {
+            /* relaxed: whoever set it just now may be missed */
+            return (enum ftb_timing)ftb_load_relaxed(&choice->timing);
+        }
+        choice = choice->next;
+    }
+    return topic->bus->timing;
+}
+
+/* The flags that a snapshot of this topic has whatever its handlers. */
+uint16_t ftb_topic_flags(const struct ftb_topic *topic);
+
+/* Give a topic a timing of its own. FTB_NOMEM: nothing changed. */
+FTB_MUST_USE enum ftb_result
+ftb_topic_set_timing(struct ftb_topic *topic, enum ftb_timing timing);
+
+/* Set whether each call is observed, in every topic. FTB_NOMEM: in some it is not yet. */
+FTB_MUST_USE enum ftb_result ftb_bus_set_observed(struct ftb_bus *bus, bool is_observed);
 
 /* Close: no topic takes handlers any more, and all handlers are cancelled. */
 void ftb_bus_clear(struct ftb_bus *bus);

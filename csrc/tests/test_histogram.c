@@ -1,0 +1,204 @@
+/* ftb_histogram.h: every duration in its bucket, sums exact, readers beside the writer. */
+#include "check.h"
+
+#include <string.h>
+
+#include "ftb_histogram.h"
+
+static uint64_t seed;
+
+/* The smallest duration of a bucket, written out anew. */
+static uint64_t
+lowest_of(uint32_t bucket)
+{
+    uint32_t octave = bucket < 64 ? 0 : bucket / 32 - 1;
+    return (uint64_t)(bucket - octave * 32) << octave;
+}
+
+static struct ftb_histogram_sum
+sum_of(struct ftb_histogram *histogram)
+{
+    struct ftb_histogram_sum sum;
+    ftb_histogram_sum_init(&sum);
+    ftb_histogram_add_to(histogram, &sum);
+    return sum;
+}
+
+/* Bug hunted: a bucket that is one off at an octave's end, wider than 1/32, or missing. */
+static void
+test_bounds_of_all_octaves(void)
+{
+    CHECK(ftb_histogram_bucket(0) == 0);
+    CHECK(ftb_histogram_bucket(FTB_HISTOGRAM_MAX_NS) == FTB_HISTOGRAM_BUCKETS - 1);
+    for (uint32_t bucket = 0; bucket < FTB_HISTOGRAM_BUCKETS; bucket++) {
+        uint64_t lowest = lowest_of(bucket), next = lowest_of(bucket + 1);
+        CHECK(ftb_histogram_bucket(lowest) == bucket);
+        CHECK(ftb_histogram_bucket(next - 1) == bucket);
+        CHECK((next - lowest - 1) * 32 <= lowest);
+    }
+}
+
+/* Bug hunted: a count in the wrong bucket or octave, a sum, minimum or maximum that misses
+ * a value, one that does not forget. */
+static void
+test_records_every_octave(void)
+{
+    struct ftb_histogram histogram;
+    memset(&histogram, 0, sizeof histogram);
+    struct ftb_histogram_sum sum = sum_of(&histogram);
+    CHECK(sum.min_ns == UINT64_MAX && sum.max_ns == 0 && sum.sum_ns == 0);
+    uint64_t total = 0;
+    for (int round = 0; round < 2; round++) {
+        for (uint32_t bucket = FTB_HISTOGRAM_BUCKETS; bucket-- > 5;) {
+            CHECK(ftb_histogram_record_local(&histogram, lowest_of(bucket)));
+            total += lowest_of(bucket);
+        }
+        sum = sum_of(&histogram);
+        for (uint32_t bucket = 0; bucket < FTB_HISTOGRAM_BUCKETS; bucket++) {
+            CHECK(sum.counts[bucket] == (bucket < 5 ? 0u : (uint64_t)round + 1));
+        }
+        CHECK(sum.sum_ns == total);
+        CHECK(sum.min_ns == 5);
+        CHECK(sum.max_ns == lowest_of(FTB_HISTOGRAM_BUCKETS - 1));
+    }
+    CHECK(ftb_histogram_record_local(&histogram, UINT64_MAX)); /* counted as the most */
+    sum = sum_of(&histogram);
+    CHECK(sum.counts[FTB_HISTOGRAM_BUCKETS - 1] == 3);
+    CHECK(sum.max_ns == FTB_HISTOGRAM_MAX_NS);
+    CHECK(sum.sum_ns == total + FTB_HISTOGRAM_MAX_NS);
+    ftb_histogram_clear(&histogram);
+    sum = sum_of(&histogram);
+    CHECK(sum.min_ns == UINT64_MAX && sum.max_ns == 0 && sum.sum_ns == 0);
+    for (uint32_t bucket = 0; bucket < FTB_HISTOGRAM_BUCKETS; bucket++) {
+        CHECK(sum.counts[bucket] == 0);
+    }
+    CHECK(ftb_histogram_record_local(&histogram, 7));
+    CHECK(sum_of(&histogram).min_ns == 7 && sum_of(&histogram).max_ns == 7);
+    ftb_histogram_fini(&histogram);
+}
+
+/* Bug hunted: a merge that is not the histogram of all values. */
+static void
+test_merge_is_exact(void)
+{
+    enum { PARTS_N = 5 };
+    struct ftb_histogram parts[PARTS_N], whole;
+    memset(parts, 0, sizeof parts);
+    memset(&whole, 0, sizeof whole);
+    uint64_t random = seed;
+    for (long n = 0; n < scaled(200000); n++) {
+        uint64_t ns = next_random(&random) >> (next_random(&random) % 64);
+        CHECK(ftb_histogram_record_local(&parts[next_random(&random) % PARTS_N], ns));
+        CHECK(ftb_histogram_record_local(&whole, ns));
+    }
+    struct ftb_histogram_sum merged, expected = sum_of(&whole);
+    ftb_histogram_sum_init(&merged);
+    for (int i = 0; i < PARTS_N; i++) {
+        ftb_histogram_add_to(&parts[i], &merged);
+        ftb_histogram_fini(&parts[i]);
+    }
+    CHECK(memcmp(&merged, &expected, sizeof merged) == 0);
+    ftb_histogram_fini(&whole);
+}
+
+/* Bug hunted: a record that counts half of a value when an octave cannot be had. */
+static void
+test_without_memory_nothing_is_recorded(void)
+{
+    struct ftb_histogram histogram;
+    memset(&histogram, 0, sizeof histogram);
+    CHECK(ftb_histogram_record_local(&histogram, 1000));
+    ftb_fault_alloc(0);
+    CHECK(!ftb_histogram_record_local(&histogram, 1000000));
+    ftb_fault_alloc(-1);
+    CHECK(ftb_histogram_record_local(&histogram, 1001));
+    struct ftb_histogram_sum sum = sum_of(&histogram);
+    CHECK(sum.sum_ns == 2001 && sum.min_ns == 1000 && sum.max_ns == 1001);
+    ftb_histogram_fini(&histogram);
+}
+
+struct race {
+    ftb_atomic(struct ftb_histogram *) histogram;
+    ftb_atomic(uint32_t) is_over;
+    long rounds;
+    struct ftb_histogram **all; /* written by the writer; freed when all have ended */
+    size_t all_n;
+};
+
+static uint64_t
+count_of(const struct ftb_histogram_sum *sum)
+{
+    uint64_t count = 0;
+    for (uint32_t bucket = 0; bucket < FTB_HISTOGRAM_BUCKETS; bucket++) {
+        count += sum->counts[bucket];
+    }
+    return count;
+}
+
+/* Bug hunted: an octave that is seen before its zeros, a figure that goes backwards. */
+static void
+race_body(int ix, void *context)
+{
+    struct race *race = context;
+    if (ix == 0) {
+        uint64_t random = seed;
+        for (long n = 0; n < race->rounds; n++) {
+            /* Now and then a new one, so that octaves are made under the readers' eyes. */
+            struct ftb_histogram *histogram = ftb_load_relaxed(&race->histogram);
+            if (n % 200 == 0) {
+                histogram = ftb_alloc(sizeof *histogram);
+                CHECK(histogram != NULL);
+                race->all[race->all_n++] = histogram; /* a reader may be at the old */
+                ftb_store_release(&race->histogram, histogram);
+            }
+            uint64_t ns = next_random(&random) >> (next_random(&random) % 64);
+            CHECK(ftb_histogram_record_local(histogram, ns));
+        }
+        ftb_store_release(&race->is_over, 1);
+        return;
+    }
+    struct ftb_histogram *last = NULL;
+    struct ftb_histogram_sum before, now;
+    ftb_histogram_sum_init(&before);
+    while (!ftb_load_acquire(&race->is_over)) {
+        struct ftb_histogram *histogram = ftb_load_acquire(&race->histogram);
+        if (histogram == NULL) {
+            continue;
+        }
+        if (histogram != last) {
+            ftb_histogram_sum_init(&before);
+        }
+        now = sum_of(histogram);
+        CHECK(count_of(&now) >= count_of(&before) && count_of(&now) <= 200);
+        CHECK(now.min_ns <= before.min_ns && now.max_ns >= before.max_ns);
+        before = now;
+        last = histogram;
+    }
+}
+
+static void
+test_readers_beside_the_writer(void)
+{
+    struct race race = {.rounds = scaled(20000)};
+    race.all = ftb_alloc((size_t)(race.rounds / 200 + 1) * sizeof *race.all);
+    CHECK(race.all != NULL);
+    run_threads(4, race_body, &race);
+    for (size_t i = 0; i < race.all_n; i++) {
+        ftb_histogram_fini(race.all[i]);
+        ftb_free(race.all[i]);
+    }
+    ftb_free(race.all);
+}
+
+int
+main(void)
+{
+    set_watchdog(240);
+    seed = run_seed();
+    RUN(test_bounds_of_all_octaves);
+    RUN(test_records_every_octave);
+    RUN(test_merge_is_exact);
+    RUN(test_without_memory_nothing_is_recorded);
+    RUN(test_readers_beside_the_writer);
+    return 0;
+}
