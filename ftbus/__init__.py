@@ -21,11 +21,13 @@ from ftbus.errors import (
     HandlerTypeError,
     InvalidOptionError,
     QueueFullError,
+    StatsUnstableError,
     StreamFullError,
     UnknownCodecError,
     UnsupportedKeyError,
 )
 from ftbus.histograms import Histogram
+from ftbus.observers import Observer
 from ftbus.stats import (
     BusStats,
     Counters,
@@ -69,10 +71,12 @@ __all__ = [
     "InvalidOptionError",
     "Key",
     "LookupStats",
+    "Observer",
     "PartitionStats",
     "PoolStats",
     "QueueFullError",
     "RateStats",
+    "StatsUnstableError",
     "StreamFullError",
     "StripedMap",
     "Subscription",

@@ -9,12 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
-from ftbus import _core, calls, codecs, dispatch, handlers, lifecycle, stats, timers
+from ftbus import (
+    _core,
+    calls,
+    codecs,
+    dispatch,
+    handlers,
+    lifecycle,
+    monitoring,
+    timers,
+)
 from ftbus.errors import BusClosedError, InvalidOptionError
 from ftbus.executor import BusExecutor
+from ftbus.reports import report
 from ftbus.streams import EventStream
 from ftbus.topic import Topic
 
@@ -25,6 +34,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ftbus._core import Subscription
+    from ftbus.observers import Observer
+    from ftbus.stats import BusStats, Timing, TopicStats
     from ftbus.timers import Timer
 
     type Handler = Callable[[Any], Any]
@@ -66,6 +77,11 @@ class EventBus(_core.Bus):
         ("json", "pickle", "raw", or one that was registered) or a Codec.
     on_error: called as on_error(exception, key, handler) for what handlers of posted
         events raise (and those of emit with errors="log"); None logs to "ftbus".
+    stats: False counts only what says that no event is lost: posted, delivered,
+        dropped, rejected and pending, for all keys together, and the workers. No times.
+    timing: which events are timed: "off", "sampled" (one in timing_interval on
+        average, at random) or "all"; set_timing() says otherwise for a key.
+    timing_interval: 1 or more.
     name: appears in the repr, thread names and reports.
 
     A bus is a context manager, async too, that closes on leaving. Every method may be
@@ -73,19 +89,18 @@ class EventBus(_core.Bus):
     """
 
     __slots__ = (
-        "_baseline",
         "_batches",
         "_closers",
         "_closing",
         "_codec",
         "_handles",
         "_lock",
+        "_monitor",
         "_numa",
         "_on_error",
         "_overflow",
         "_queue_size",
         "_sinks",
-        "_started_s",
         "_threads",
         "_timers",
         "_workers",
@@ -104,6 +119,9 @@ class EventBus(_core.Bus):
         numa: Literal["auto", "off", "pin"] = "auto",
         codec: str | codecs.Codec = "json",
         on_error: ErrorHook | None = None,
+        stats: bool = True,
+        timing: Timing = "sampled",
+        timing_interval: int = 32,
         name: str = "ftbus",
     ) -> None:
         self._workers = dispatch.worker_count(workers)
@@ -125,6 +143,7 @@ class EventBus(_core.Bus):
             raise InvalidOptionError("on_error", on_error, "a callable or None")
         if not isinstance(name, str):
             raise InvalidOptionError("name", name, "a str")
+        timing_number = monitoring.timing_options(timing, timing_interval, stats)
         try:
             self._codec = codecs.get(codec)
         except TypeError as error:
@@ -142,8 +161,7 @@ class EventBus(_core.Bus):
         self._sinks: set[Any] = set()  # streams to end when this is closed
         self._batches: set[Any] = set()  # handlers that hold events
         self._timers: timers.Timers | None = None
-        self._started_s = time.monotonic()
-        self._baseline: stats.BusStats | None = None
+        self._monitor = monitoring.Monitor(timing, timing_interval, stats)
         self._configure(
             self._codec,
             errors == "log",
@@ -152,6 +170,9 @@ class EventBus(_core.Bus):
             self._workers,
             _SPIN_NS[latency],
             order == "key",
+            stats,
+            timing_number,
+            timing_interval,
         )
         lifecycle.register(self)
 
@@ -411,22 +432,57 @@ class EventBus(_core.Bus):
 
     # Looking
 
-    def stats(self) -> stats.BusStats:
-        """Return the counters since the start, or since reset_stats(); never a lock.
+    def stats(self, *, exact: bool = False) -> BusStats:
+        """Return the figures since the start, or since reset_stats(); never a lock.
 
-        Each counter is exact at a quiet moment; while threads run, it is some recent
-        value.
+        exact: read all counters at one moment. Every other thread that runs Python is
+            stopped for that, some microseconds per key; the counters' sums then hold
+            exactly for that moment, and each emit and delivery is in all of them or in
+            none. Without it each counter is exact at a quiet moment, and some recent
+            value while threads run; none goes backwards.
+
+        Raises StatsUnstableError if exact cannot be had on this interpreter.
         """
-        now = stats.collect(self)
-        return now if self._baseline is None else now.since(self._baseline)
+        return self._monitor.stats(self, exact)
 
     def reset_stats(self) -> None:
         """Let stats() and report() count from here. No counter is ever zeroed."""
-        self._baseline = stats.collect(self)
+        self._monitor.reset(self)
+
+    def set_timing(self, key: object, timing: Timing) -> None:
+        """Time none, some or all events of one key, whatever the bus does.
+
+        timing: "off", "sampled" or "all". In effect from the next emit or post on.
+
+        Raises InvalidOptionError (for a bus with stats=False too), UnsupportedKeyError.
+        """
+        if timing not in monitoring.TIMINGS or not self._monitor.counting:
+            wanted = f"one of {monitoring.TIMINGS}, on a bus with stats=True"
+            raise InvalidOptionError("timing", timing, wanted)
+        self._set_timing(key, monitoring.TIMINGS.index(timing))
 
     def report(self) -> str:
-        """Return the statistics as a table for people."""
-        return stats.report(self.stats())
+        """Return the statistics as a table for people, what needs care first."""
+        return report(self.stats())
+
+    def add_observer(self, observer: Observer) -> None:
+        """Tell `observer` of each handler call, and of dropped events.
+
+        observer: an object with some of the methods of ftbus.observers.Observer.
+
+        Without observers this costs nothing; with one, some microseconds per call. A
+        call that is under way is not told of. Idempotent. Raises InvalidOptionError.
+        """
+        with self._lock:
+            self._monitor.observers.add(observer)
+            self._set_observed(True)
+
+    def remove_observer(self, observer: Observer) -> bool:
+        """Stop telling `observer`; return whether it was told so far."""
+        with self._lock:
+            was_there = self._monitor.observers.remove(observer)
+            self._set_observed(bool(self._monitor.observers))
+        return was_there
 
     def __enter__(self) -> Self:
         return self
@@ -465,6 +521,23 @@ class EventBus(_core.Bus):
             if self._closing:
                 raise BusClosedError(self, "post")
             dispatch.start_workers(self)
+
+    def _note_failure(self, error: BaseException, key: object, handler: object) -> None:
+        """Count a failure under its exception type."""
+        monitor = getattr(self, "_monitor", None)  # __init__ may not have been called
+        if monitor is not None:
+            monitor.failures.note(error, key, handler)
+
+    def _observe(
+        self, kind: str, key: object, handler: object, event: object, error: object
+    ) -> None:
+        """Tell the observers."""
+        arguments: tuple[object, ...] = (key, handler, event)
+        if kind == "failed":
+            arguments += (error,)
+        elif kind == "dropped":
+            arguments = (key, event)
+        self._monitor.observers.tell(kind, arguments)
 
     def _report_failure(
         self, error: BaseException, key: object, handler: object

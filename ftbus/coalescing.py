@@ -85,6 +85,7 @@ class _Coalescing:
         bus = self._bus()
         if bus is not None:
             bus._count_failed(self._key)
+            bus._note_failure(error, self._key, self._handler)
             bus._report_failure(error, self._key, self._handler)
 
 

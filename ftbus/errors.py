@@ -87,6 +87,18 @@ class QueueFullError(FtbusError, RuntimeError):
         )
 
 
+class StatsUnstableError(FtbusError, RuntimeError):
+    """stats(exact=True) could not stop the other threads: counters moved meanwhile."""
+
+    def __init__(self, bus: EventBus, tries: int) -> None:
+        self.bus = bus
+        self.tries = tries
+        super().__init__(
+            f"the counters of {bus!r} moved in each of {tries} exact readings; call "
+            "stats() while the bus is quiet, or without exact=True"
+        )
+
+
 class StreamFullError(FtbusError, RuntimeError):
     """A stream had no space, and its overflow policy says to refuse."""
 

@@ -153,6 +153,7 @@ class AsyncHandler:
         bus = self._bus()
         if bus is not None:
             bus._count_failed(self._key)
+            bus._note_failure(error, self._key, self._function)
             bus._report_failure(error, self._key, self._function)
 
     def __repr__(self) -> str:

@@ -6,18 +6,15 @@ that a handler could wait for. Times are of sampled events, see BusStats.timing.
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ftbus._core import Key
-from ftbus.buffers import PoolStats, default_pool
+from ftbus.buffers import PoolStats
 from ftbus.histograms import EMPTY, Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from ftbus.bus import EventBus
 
 type Timing = Literal["off", "sampled", "all"]
 
@@ -52,6 +49,14 @@ class Counters:
     handler of the same event, or an event that came as bytes."""
     unheard: int = 0
     """Events, emitted or delivered, for which no handler ran."""
+
+    def to_counts(self) -> dict[str, Any]:
+        """Return the counters alone, by name."""
+        return {name: getattr(self, name) for name in _COUNTER_NAMES}
+
+    def merged(self, other: Counters) -> Counters:
+        """Return the counters of both."""
+        return Counters(**self._combined(other, 1))
 
     def _combined(self, other: Counters, sign: int) -> dict[str, int]:
         return {
@@ -179,8 +184,6 @@ class PartitionStats:
     """Groups in which events wait or run now."""
     queued: int = 0
     """Events with a partition that wait now."""
-    deepest: int = 0
-    """The most events that wait in one group now."""
     posted: int = 0
     """Events with a partition that were queued since the start."""
     wait: Histogram = EMPTY
@@ -192,7 +195,6 @@ class PartitionStats:
             self.groups,
             self.busy,
             self.queued,
-            self.deepest,
             self.posted - earlier.posted,
             self.wait.since(earlier.wait),
         )
@@ -347,8 +349,8 @@ class BusStats(Counters):
             times=self.times.since(earlier.times),
             lookups=self.lookups.since(earlier.lookups),
             partitions=self.partitions.since(earlier.partitions),
-            topics=_busiest_first(topics),
-            handlers=_slowest_first(
+            topics=busiest_first(topics),
+            handlers=slowest_first(
                 row.since(called[row.serial]) if row.serial in called else row
                 for row in self.handlers
             ),
@@ -393,91 +395,13 @@ def _is_same_key(one: object, two: object) -> bool:
     return type(one) is type(two) and type(one) in (str, bytes, int) and one == two
 
 
-def _busiest_first(rows: Iterable[TopicStats]) -> tuple[TopicStats, ...]:
+def busiest_first(rows: Iterable[TopicStats]) -> tuple[TopicStats, ...]:
+    """Return the rows by handler calls, most first."""
     return tuple(sorted(rows, key=lambda row: row.handled, reverse=True))
 
 
-def _slowest_first(rows: Iterable[HandlerStats]) -> tuple[HandlerStats, ...]:
+def slowest_first(rows: Iterable[HandlerStats]) -> tuple[HandlerStats, ...]:
+    """Return the rows by 99th percentile, slowest first."""
     return tuple(
         sorted(rows, key=lambda row: (row.time.p99_ns, row.calls), reverse=True)
     )
-
-
-def collect(bus: EventBus) -> BusStats:
-    """Sum the counters of every thread."""
-    rows: list[tuple[Any, int, Any]] = bus._topics()
-    topics = [
-        TopicStats(**counters, key=key, handlers=handlers)
-        for key, handlers, counters in rows
-    ]
-    total = Counters()
-    for row in topics:
-        total = Counters(**total._combined(row, 1))
-    pool = bus._pool_stats()
-    uptime_s = time.monotonic() - bus._started_s
-    return BusStats(
-        **asdict(total),
-        name=bus.name,
-        uptime_s=uptime_s,
-        counted_s=uptime_s,
-        # Not the pool's own figure, which includes the whole batch of a busy worker.
-        pending=max(0, total.posted - total.delivered - total.dropped - total.rejected),
-        queued=pool["queued"],
-        queued_max=pool["queued_max"],
-        queue_size=bus._queue_size,
-        topics=_busiest_first(topics),
-        workers=tuple(WorkerStats(**worker) for worker in pool["workers"]),
-        buffers=default_pool.stats(),
-    )
-
-
-_COLUMNS = (
-    "handlers",
-    "emitted",
-    "posted",
-    "delivered",
-    "handled",
-    "failed",
-    "dropped",
-)
-_ROWS_MAX = 20
-
-
-def report(stats: BusStats) -> str:
-    """Return a table: totals, the busiest keys, the workers."""
-    lines = [
-        f"{stats.name}: {stats.emitted} emitted, {stats.posted} posted, "
-        f"{stats.handled} handler calls, {stats.failed} failed, "
-        f"{stats.dropped} dropped, {stats.rejected} rejected, {stats.pending} pending"
-    ]
-    rows = [
-        (
-            repr(row.key) if row.key is not None else "(other)",
-            *(str(getattr(row, column)) for column in _COLUMNS),
-        )
-        for row in stats.topics[:_ROWS_MAX]
-    ]
-    lines += _table(("key", *_COLUMNS), rows)
-    if len(stats.topics) > _ROWS_MAX:
-        lines.append(f"... and {len(stats.topics) - _ROWS_MAX} more keys")
-    total = sum(worker.taken for worker in stats.workers) or 1
-    for index, worker in enumerate(stats.workers):
-        lines.append(
-            f"worker {index}: {worker.taken} events "
-            f"({100 * worker.taken / total:.0f} %), {worker.stolen} stolen, "
-            f"{worker.batches} batches, {worker.parks} parks, "
-            f"{worker.busy_ns / 1e6:.1f} ms busy"
-        )
-    return "\n".join(lines)
-
-
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    return [
-        row[0].ljust(widths[0])
-        + "".join(
-            cell.rjust(width + 2)
-            for cell, width in zip(row[1:], widths[1:], strict=True)
-        )
-        for row in (header, *rows)
-    ]

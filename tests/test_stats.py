@@ -14,9 +14,16 @@ from dispatching import WAIT
 from ftbus import (
     BusStats,
     Counters,
+    ErrorStats,
     EventBus,
     HandlerErrors,
+    HandlerStats,
+    Histogram,
     Key,
+    LookupStats,
+    PartitionStats,
+    RateStats,
+    Times,
     TopicStats,
     WorkerStats,
 )
@@ -246,31 +253,13 @@ def test_to_dict_is_ready_for_json() -> None:
         assert {"'a'", "b'a'", "1", repr(Color.RED), repr(Event), "Key('k')"} <= names
 
 
-def test_report_is_a_table_for_people() -> None:
-    with EventBus(workers=1, name="game") as bus:
-        for n in range(30):
-            bus.on(n, lambda event: None)
-            bus.post(n)
-        bus.emit("unnamed")
-        assert bus.drain(WAIT)
-        lines = bus.report().splitlines()
-        assert lines[0].startswith("game: 1 emitted, 30 posted, 30 handler calls")
-        assert lines[1].split() == [
-            "key",
-            *("handlers", "emitted", "posted", "delivered", "handled", "failed"),
-            "dropped",
-        ]
-        assert any("more keys" in line for line in lines)
-        assert lines[-1].startswith("worker 0: 30 events (100 %)")
-    with EventBus() as bus:
-        assert bus.report()
-
-
 def test_every_field_says_what_it_is() -> None:
     """The texts under the fields are for the documentation."""
     import inspect
 
-    for kind in (Counters, TopicStats, WorkerStats, BusStats):
+    kinds = [*(Counters, Times, HandlerStats, TopicStats, WorkerStats, PartitionStats)]
+    kinds += [LookupStats, ErrorStats, RateStats, BusStats, Histogram]
+    for kind in kinds:
         source = inspect.getsource(kind)
         for field in kind.__annotations__:
             after = source.partition(f"    {field}: ")[2].splitlines()[1]

@@ -45,8 +45,7 @@ static inline uint32_t
 ftb_histogram_bucket(uint64_t ns)
 {
     uint32_t bits = 64 - (uint32_t)__builtin_clzll(ns | 1);
-    uint32_t octave =
-        bits > FTB_HISTOGRAM_BITS + 1 ? bits - FTB_HISTOGRAM_BITS - 1 : 0;
+    uint32_t octave = bits > FTB_HISTOGRAM_BITS + 1 ? bits - FTB_HISTOGRAM_BITS - 1 : 0;
     return (octave << FTB_HISTOGRAM_BITS) + (uint32_t)(ns >> octave);
 }
 

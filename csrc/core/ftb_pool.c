@@ -169,17 +169,23 @@ ftb_pool_stats(ftb_pool_t *pool, struct ftb_pool_stats *stats)
     stats->is_closed = (word & FTB_WORD_CLOSED) != 0;
     stats->is_stopped = ftb_load_seq_cst(&pool->is_stopped);
     /* relaxed, here and below: counters that nothing is inferred from */
-    stats->wakes = ftb_load_relaxed(&pool->wakes);
+    stats->wakes = 0;
     stats->fulls = ftb_load_relaxed(&pool->fulls);
     stats->helped = ftb_load_relaxed(&pool->helped);
     stats->evicted = ftb_load_relaxed(&pool->evicted);
     stats->urgent = ftb_load_relaxed(&pool->urgent_posts);
     stats->queued_max = stats->fulls > 0 ? pool->queue_size : stats->queued;
     for (uint32_t i = 0; i < pool->workers_n; i++) {
+        stats->wakes += ftb_load_relaxed(&pool->workers[i].wakes);
         uint32_t seen = ftb_load_relaxed(&pool->workers[i].queued_max);
         if (seen > stats->queued_max) {
             stats->queued_max = seen;
         }
+    }
+    stats->strands_busy = 0;
+    for (uint32_t i = 0; i < pool->strands_n; i++) {
+        stats->strands_busy +=
+            ftb_load_relaxed(&pool->strands[i].state) != FTB_STRAND_IDLE;
     }
 }
 
@@ -193,6 +199,7 @@ ftb_pool_worker_stats(
     stats->stolen = ftb_load_relaxed(&worker->stolen);
     stats->batches = ftb_load_relaxed(&worker->batches);
     stats->parks = ftb_load_relaxed(&worker->parks);
+    stats->wakes = ftb_load_relaxed(&worker->wakes);
     stats->busy_ns = ftb_load_relaxed(&worker->busy_ns);
 }
 

@@ -69,9 +69,10 @@ struct ftb_pool_stats {
     uint32_t workers_n;
     uint32_t queue_size;
     uint32_t strands_n;
-    uint32_t queued;     /* events posted and not yet taken or evicted */
-    uint32_t queued_max; /* the most that anybody saw; a short peak may be missed */
-    uint32_t unfinished; /* queued, and taken but not yet finished */
+    uint32_t strands_busy; /* those with items that wait or run */
+    uint32_t queued;       /* events posted and not yet taken or evicted */
+    uint32_t queued_max;   /* the most that anybody saw; a short peak may be missed */
+    uint32_t unfinished;   /* queued, and taken but not yet finished */
     bool is_closed;
     bool is_stopped;
     uint64_t wakes;   /* times an idle worker was woken */
@@ -86,6 +87,7 @@ struct ftb_pool_worker_stats {
     uint64_t stolen;  /* events that lay in another worker's ring */
     uint64_t batches; /* batches taken */
     uint64_t parks;   /* times the worker went to sleep */
+    uint64_t wakes;   /* times it was woken because there was something to run */
     uint64_t busy_ns; /* time from take to finish; a nested batch counts once */
 };
 

@@ -54,6 +54,7 @@ struct ftb_pool_worker {
     struct ftb_fan fan; /* the event that it shares out */
     /* Its state is written by wakers and by the worker. */
     FTB_ALIGNED struct ftb_parker parker;
+    ftb_atomic(uint64_t) wakes; /* added by wakers */
     /* All below is written by the worker's thread; only the counters are read by others.
      */
     FTB_ALIGNED uint64_t stamp_ns; /* the last time read; a batch starts there */
@@ -96,8 +97,7 @@ struct ftb_pool {
     FTB_ALIGNED struct ftb_waitset drained;
     ftb_atomic(uint32_t) drain_own_n;
     /* Counters of rare events, added by any thread. */
-    FTB_ALIGNED ftb_atomic(uint64_t) wakes;
-    ftb_atomic(uint64_t) fulls;
+    FTB_ALIGNED ftb_atomic(uint64_t) fulls;
     ftb_atomic(uint64_t) helped;
     ftb_atomic(uint64_t) evicted;
     ftb_atomic(uint64_t) urgent_posts;

@@ -80,7 +80,7 @@ ftb__pool_wake(ftb_pool_t *pool, uint32_t preferred)
     int32_t ix = ftb_idle_claim(&pool->idle, preferred);
     if (ix >= 0) {
         (void)ftb_parker_unpark(&pool->workers[ix].parker);
-        ftb_add_relaxed(&pool->wakes, 1); /* relaxed: a statistic */
+        ftb_add_relaxed(&pool->workers[ix].wakes, 1); /* relaxed: a statistic */
     }
 }
 

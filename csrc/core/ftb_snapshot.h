@@ -14,10 +14,10 @@ struct ftb_topic;
 
 /* What is special about a handler, or about a snapshot; 0 for most. */
 enum {
-    FTB_HANDLER_ONCE = 1,    /* runs at most once, whoever emits */
-    FTB_HANDLER_WEAK = 2,    /* `self`, or else `func`, is a weak reference */
-    FTB_HANDLER_ENCODED = 4, /* wants the event as encoded bytes */
-    FTB_SNAPSHOT_CLASS = 8,  /* of a class: the handlers of its bases follow */
+    FTB_HANDLER_ONCE = 1,       /* runs at most once, whoever emits */
+    FTB_HANDLER_WEAK = 2,       /* `self`, or else `func`, is a weak reference */
+    FTB_HANDLER_ENCODED = 4,    /* wants the event as encoded bytes */
+    FTB_SNAPSHOT_CLASS = 8,     /* of a class: the handlers of its bases follow */
     FTB_SNAPSHOT_SAMPLED = 16,  /* some of its events are timed */
     FTB_SNAPSHOT_TIMED = 32,    /* all are */
     FTB_SNAPSHOT_OBSERVED = 64, /* somebody wants to hear of each call */
@@ -52,7 +52,7 @@ struct ftb_handler {
     /* The first snapshot it is in; written before that is published. 0: none yet. */
     uint64_t first_version;
     ftb_atomic(struct ftb_tally *) tallies; /* ftb_tally.h */
-    struct ftb_handler *previous, *next; /* the bus's list; guarded by its lock */
+    struct ftb_handler *previous, *next;    /* the bus's list; guarded by its lock */
 };
 
 /* One call to make. */

@@ -101,6 +101,16 @@ pending_runs(struct ftb_handler *handler, struct ftb_cell *cell)
     return version >= handler->first_version && version != 0 ? emitted - mark : 0;
 }
 
+static struct ftb_tally *
+tally_find(struct ftb_handler *handler, struct ftb_thread *owner)
+{
+    struct ftb_tally *tally = ftb_load_acquire(&handler->tallies);
+    while (tally != NULL && tally->owner != owner) {
+        tally = tally->next;
+    }
+    return tally;
+}
+
 static uint64_t
 tallied_calls(struct ftb_tally *tally)
 {
@@ -112,16 +122,14 @@ sum_one(struct ftb_thread *thread, void *context)
 {
     struct sum_request *request = context;
     struct ftb_handler *handler = request->handler;
-    struct ftb_tally *tally = ftb_load_acquire(&handler->tallies);
-    while (tally != NULL && tally->owner != thread) {
-        tally = tally->next;
-    }
     struct ftb_cell *cell =
         ftb_shard_cell_find(thread->shard, ftb_topic_id(handler->topic));
+    struct ftb_tally *tally = tally_find(handler, thread);
     uint64_t calls = tallied_calls(tally);
     for (int tries = 1; cell != NULL; tries++) {
         struct ftb_ledger *ledger = ftb_load_acquire(&cell->ledger);
         uint64_t seq = ledger != NULL ? ftb_load_acquire(&ledger->seq) : 0;
+        tally = tally_find(handler, thread); /* a fold may have made it */
         calls = tallied_calls(tally) + pending_runs(handler, cell);
         /* relaxed: the acquires before it keep it here */
         ledger = ftb_load_relaxed(&cell->ledger);

@@ -44,16 +44,16 @@ struct ftb_timing_choice {
 
 struct ftb_bus {
     struct ftb_map topics;
-    uint64_t serial;           /* never reused, so that caches can tell buses apart */
-    uint32_t unheard_id;       /* counters of events whose key has no topic */
-    uint32_t own_id; /* counters of look-ups (emitted, unheard) and partitions */
+    uint64_t serial;     /* never reused, so that caches can tell buses apart */
+    uint32_t unheard_id; /* counters of events whose key has no topic */
+    uint32_t own_id;     /* counters of look-ups (emitted, unheard) and partitions */
     /* Written once, before the first topic. */
-    bool is_uncounted;         /* its topics have no counters of their own */
-    enum ftb_timing timing;    /* of topics that have no choice of their own */
-    uint32_t timing_interval;  /* sampled: one event in so many on average, 1 .. 2**30 */
+    bool is_uncounted;        /* its topics have no counters of their own */
+    enum ftb_timing timing;   /* of topics that have no choice of their own */
+    uint32_t timing_interval; /* sampled: one event in so many on average, 1 .. 2**30 */
     ftb_atomic(uint32_t) is_observed; /* FTB_SNAPSHOT_OBSERVED is to be set, or 0 */
     ftb_atomic(struct ftb_timing_choice *) choices; /* pushed under handlers_lock */
-    ftb_atomic(uint32_t) refs; /* the bus object + its handlers */
+    ftb_atomic(uint32_t) refs;                      /* the bus object + its handlers */
     ftb_atomic(uint32_t) is_closed;
     pthread_mutex_t handlers_lock;
     struct ftb_handler *handlers; /* all that exist; guarded by handlers_lock */
@@ -140,7 +140,8 @@ FTB_MUST_USE enum ftb_result
 ftb_topic_set_timing(struct ftb_topic *topic, enum ftb_timing timing);
 
 /* Set whether each call is observed, in every topic. FTB_NOMEM: in some it is not yet. */
-FTB_MUST_USE enum ftb_result ftb_bus_set_observed(struct ftb_bus *bus, bool is_observed);
+FTB_MUST_USE enum ftb_result
+ftb_bus_set_observed(struct ftb_bus *bus, bool is_observed);
 
 /* Close: no topic takes handlers any more, and all handlers are cancelled. */
 void ftb_bus_clear(struct ftb_bus *bus);

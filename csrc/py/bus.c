@@ -117,18 +117,18 @@ bus_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
-/* _configure(codec, logs_errors, overflow, queue_size, workers, spin_ns, orders_by_key):
- * once, by __init__. */
+/* _configure(codec, logs_errors, overflow, queue_size, workers, spin_ns, orders_by_key,
+ * counts, timing, timing_interval): once, by __init__. */
 static PyObject *
 bus_configure(PyObject *object, PyObject *args)
 {
     BusObject *self = (BusObject *)object;
     PyObject *codec, *encode, *encode_into;
-    int logs_errors, overflow, orders_by_key;
-    unsigned int queue_size, workers_n, spin_ns;
+    int logs_errors, overflow, orders_by_key, counts, timing;
+    unsigned int queue_size, workers_n, spin_ns, timing_interval;
     if (!PyArg_ParseTuple(
-            args, "OpiIIIp:_configure", &codec, &logs_errors, &overflow, &queue_size,
-            &workers_n, &spin_ns, &orders_by_key)) {
+            args, "OpiIIIppiI:_configure", &codec, &logs_errors, &overflow, &queue_size,
+            &workers_n, &spin_ns, &orders_by_key, &counts, &timing, &timing_interval)) {
         return NULL;
     }
     encode = PyObject_GetAttrString(codec, "encode");
@@ -149,6 +149,9 @@ bus_configure(PyObject *object, PyObject *args)
     self->workers_n = workers_n;
     self->spin_ns = spin_ns;
     self->orders_by_key = orders_by_key;
+    self->core->is_uncounted = !counts;
+    self->core->timing = (enum ftb_timing)timing;
+    self->core->timing_interval = timing_interval;
     Py_RETURN_NONE;
 }
 
@@ -431,16 +434,18 @@ static PyMethodDef bus_methods[] = {
     {"_drop_queued", bus_drop_queued, METH_NOARGS, NULL},
     {"_encode", FASTCALL(bus_encode), METH_FASTCALL, NULL},
     {"_executing", bus_executing_here, METH_NOARGS, NULL},
+    {"_figures", bus_figures, METH_O, NULL},
     {"_help", bus_help_one, METH_NOARGS, NULL},
     {"_is_full", bus_is_full, METH_NOARGS, NULL},
     {"_pool_stats", bus_pool_stats, METH_NOARGS, NULL},
     {"_resolve", FASTCALL(bus_resolve), METH_FASTCALL, NULL},
     {"_run_task", bus_run_task_here, METH_O, NULL},
+    {"_set_observed", bus_set_observed, METH_O, NULL},
+    {"_set_timing", bus_set_timing, METH_VARARGS, NULL},
     {"_start_pool", bus_start_pool, METH_VARARGS, NULL},
     {"_stop_pool", bus_stop_pool, METH_NOARGS, NULL},
     {"_submit", FASTCALL(bus_submit), METH_FASTCALL, NULL},
     {"_subscribe", bus_subscribe, METH_VARARGS, NULL},
-    {"_topics", bus_topics, METH_NOARGS, NULL},
     {"_unstarted", bus_unstarted_here, METH_NOARGS, NULL},
     {"_work", bus_work, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},

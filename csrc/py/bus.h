@@ -8,6 +8,7 @@
 
 #include "ftb_pool.h"
 #include "ftb_shard.h"
+#include "ftb_tally.h"
 #include "ftb_topic.h"
 
 enum bus_overflow {
@@ -64,16 +65,84 @@ bus_thread(void)
     return thread;
 }
 
-/* A topic's counters in this thread, or NULL with MemoryError set. */
+/* This thread's counters of a topic, of what has none (NULL), or of a bus that does not
+ * count by topic. NULL with MemoryError set. */
 static inline struct ftb_cell *
-bus_cell(struct ftb_thread *thread, uint32_t topic_id)
+bus_cell(BusObject *bus, struct ftb_thread *thread, const struct ftb_topic *topic)
 {
-    struct ftb_cell *cell = ftb_shard_cell_local(thread->shard, topic_id);
+    int has_own = topic != NULL && !bus->core->is_uncounted;
+    struct ftb_cell *cell = ftb_shard_cell_local(
+        thread->shard, has_own ? ftb_topic_id(topic) : bus->core->unheard_id);
     if (cell == NULL) {
         PyErr_NoMemory();
     }
     return cell;
 }
+
+/* timing.c: draw after how many events the next one is timed. Returns whether this one
+ * is: not in a thread's first draw. */
+FTB_NOINLINE int timing_draw(struct ftb_thread *thread, uint32_t interval);
+
+/* Whether to time the event that this thread is about to emit or post. One countdown for
+ * all topics of a thread, with gaps at random, so that no pattern of events is missed. */
+static inline int
+timing_samples(BusObject *bus, struct ftb_thread *thread)
+{
+    return FTB_UNLIKELY(--thread->sample_left <= 0)
+           && timing_draw(thread, bus->core->timing_interval);
+}
+
+/* The time, or 0 if the event of this topic (NULL: a task) is not to be timed. */
+uint64_t
+timing_start(BusObject *bus, struct ftb_thread *thread, const struct ftb_topic *topic);
+
+/* A posted event starts: record its wait since `posted_ns`. Returns the time. */
+uint64_t timing_waited(
+    BusObject *bus, struct ftb_thread *thread, struct ftb_cell *cell,
+    uint64_t posted_ns, int has_partition);
+
+/* One call of a handler that the caller holds has ended: tally it, and if start_ns is not
+ * 0 record how long it took. Returns the time then, else 0. */
+uint64_t timing_called(
+    struct ftb_thread *thread, struct ftb_cell *cell, struct ftb_handler *handler,
+    int has_failed, uint64_t start_ns);
+
+/* _set_timing(key, mode): 0 off, 1 sampled, 2 all. */
+PyObject *bus_set_timing(PyObject *self, PyObject *args);
+
+/* observe.c: whether somebody wants to hear of calls. */
+static inline int
+bus_is_observed(BusObject *bus)
+{
+    /* relaxed: who was added a moment ago may miss a call */
+    return FTB_UNLIKELY(ftb_load_relaxed(&bus->core->is_observed) != 0);
+}
+
+/* Tell the observers; the exception that is set stays so, and is passed on to "failed".
+ * What they raise goes to sys.unraisablehook. */
+void bus_observe(
+    BusObject *bus, const char *what, PyObject *key, PyObject *handler,
+    PyObject *event);
+
+/* Tell them what has become of a call. */
+static inline void
+bus_observe_result(
+    BusObject *bus, const struct ftb_handler *handler, PyObject *event,
+    const PyObject *result)
+{
+    if (bus_is_observed(bus)) {
+        bus_observe(
+            bus, result != NULL ? "finished" : "failed", handler->topic->key_object,
+            handler->callable, event);
+    }
+}
+
+/* Tell them that a queued event (topic NULL: a task) was given up. */
+void
+bus_observe_dropped(BusObject *bus, const struct ftb_topic *topic, PyObject *payload);
+
+/* _set_observed(bool) */
+PyObject *bus_set_observed(PyObject *self, PyObject *is_observed);
 
 /* Raise BusClosedError(bus, doing). Returns NULL. */
 PyObject *bus_raise_closed(BusObject *bus, const char *doing);
@@ -134,6 +203,13 @@ PyObject *bus_drain(PyObject *self, PyObject *timeout);
 PyObject *bus_close_pool(PyObject *self, PyObject *unused);
 PyObject *bus_stop_pool(PyObject *self, PyObject *unused);
 PyObject *bus_drop_queued(PyObject *self, PyObject *unused);
+/* In item.stamp_ns, beside the time it was posted at (0: it is not timed). */
+#define ITEM_HAS_PARTITION (UINT64_C(1) << 63)
+
+/* What has become of a posted event that ITEM_HAS_PARTITION. */
+enum partition_step { PARTITION_POSTED, PARTITION_STARTED, PARTITION_DROPPED };
+void bus_count_partitioned(BusObject *bus, enum partition_step step);
+
 /* Give up a queued item (stolen) and count it as dropped; a task is told: dropped(). */
 void bus_drop_item(BusObject *bus, struct ftb_item *item);
 
@@ -162,7 +238,7 @@ uint32_t bus_unstarted(BusObject *bus);
 int bus_timeout_ns(PyObject *seconds, uint64_t *timeout_ns);
 
 /* stats.c */
-PyObject *bus_topics(PyObject *self, PyObject *unused);
+PyObject *bus_figures(PyObject *self, PyObject *exact);
 PyObject *bus_pool_stats(PyObject *self, PyObject *unused);
 
 /* now + timeout, saturating. */

@@ -168,6 +168,11 @@ claim_call(ClaimObject *self, PyObject *event, PyObject *function, int *skip)
         return NULL;
     }
     int alive = claim_target(self->handler, &call, &target);
+    if (alive > 0 && bus_is_observed(self->bus)) {
+        bus_observe(
+            self->bus, "started", self->handler->topic->key_object,
+            self->handler->callable, event);
+    }
     if (alive > 0) {
         result = function != NULL ? PyObject_CallOneArg(function, event)
                                   : call_handler(&call, event);
@@ -188,8 +193,7 @@ claim_run(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
         return PyErr_Format(PyExc_TypeError, "run() takes an event and a function");
     }
     struct ftb_thread *thread = bus_thread();
-    struct ftb_cell *cell =
-        thread != NULL ? bus_cell(thread, ftb_topic_id(topic)) : NULL;
+    struct ftb_cell *cell = thread != NULL ? bus_cell(self->bus, thread, topic) : NULL;
     if (cell == NULL) {
         return NULL;
     }
@@ -203,13 +207,27 @@ claim_run(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
         return Py_NewRef(object);
     }
     int skip;
+    uint64_t start_ns = timing_start(self->bus, thread, topic);
     PyObject *result = claim_call(self, args[0], nargs == 2 ? args[1] : NULL, &skip);
+    if (!skip) {
+        (void)timing_called(thread, cell, self->handler, result == NULL, start_ns);
+        bus_observe_result(self->bus, self->handler, args[0], result);
+    }
     topic_drop(thread);
     if (skip) {
         return Py_NewRef(object);
     }
     ftb_count_local(&cell->handled, 1);
+    ftb_count_local(&cell->given, (self->handler->flags & FTB_HANDLER_ENCODED) != 0);
     ftb_count_local(&cell->failed, result == NULL);
+    if (result == NULL) {
+        PyObject *error = PyErr_GetRaisedException();
+        if (error != NULL) { /* else the handler broke the calling convention */
+            PyObject *key = topic->key_object;
+            bus_note_failure(self->bus, error, key, self->handler->callable);
+        }
+        PyErr_SetRaisedException(error);
+    }
     claim_spend(self);
     return result;
 }

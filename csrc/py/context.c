@@ -61,6 +61,14 @@ context_payload(PyObject *event, PyObject *snapshot)
     return (PyObject *)self;
 }
 
+PyObject *
+context_event(PyObject *payload)
+{
+    return Py_TYPE(payload) == &ftb_context_event_type
+               ? ((ContextEventObject *)payload)->event
+               : payload;
+}
+
 /* Enter a context of which the reference is stolen; NULL is an exception. */
 static int
 enter(PyObject *context, struct entered *entered)

@@ -44,6 +44,9 @@ context_snapshot(PyObject *chosen, PyObject **snapshot)
 /* What to queue: a new reference to the event, or to the object that has both. */
 PyObject *context_payload(PyObject *event, PyObject *snapshot);
 
+/* The event of a payload; borrowed. */
+PyObject *context_event(PyObject *payload);
+
 extern PyTypeObject ftb_context_event_type;
 
 int context_enter_payload(PyObject **payload, struct entered *entered);

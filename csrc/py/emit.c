@@ -31,174 +31,6 @@ count_object(uint32_t n)
                                                             : PyLong_FromLong(n);
 }
 
-/* Call the handlers of a held snapshot, none of them special. Returns how many returned;
- * fewer than n if the next one raised (*result is then NULL), or the snapshot was replaced
- * meanwhile, so that the next one may have been cancelled. */
-static inline uint32_t
-snapshot_run_plain(
-    const struct ftb_snapshot *snapshot, PyObject *event, PyObject **result)
-{
-    uint32_t i = 0;
-    while (FTB_LIKELY((*result = call_handler(&snapshot->calls[i], event)) != NULL)) {
-        Py_DECREF(*result);
-        if (++i == snapshot->n || FTB_UNLIKELY(is_replaced(snapshot))) {
-            break;
-        }
-    }
-    return i;
-}
-
-/* Call the handlers of a held snapshot from `i` on, whatever they are. Returns 0, or -1 to
- * stop with an exception. One that was cancelled meanwhile starts no more. */
-static int
-snapshot_run_any(struct delivery *delivery, struct ftb_snapshot *snapshot, uint32_t i)
-{
-    for (; i < snapshot->n; i++) {
-        struct ftb_handler *handler = ftb_snapshot_handlers(snapshot)[i];
-        int skip = i > 0 && ftb_load_acquire(&handler->state) == FTB_HANDLER_CANCELLED;
-        PyObject *result = NULL;
-        if (!skip) {
-            result = delivery_call_special(delivery, handler, &skip);
-        }
-        if (skip) {
-            continue;
-        }
-        delivery->handled_n++;
-        if (result != NULL) {
-            Py_DECREF(result);
-        } else if (delivery_failed(delivery, handler) < 0) {
-            return -1;
-        }
-    }
-    return 0;
-}
-
-/* The handlers of a held snapshot after snapshot_run_plain stopped at `i`. */
-static FTB_NOINLINE int
-snapshot_run_rest(
-    struct delivery *delivery, struct ftb_snapshot *snapshot, uint32_t i,
-    int has_raised)
-{
-    delivery->handled_n += i;
-    if (has_raised) {
-        delivery->handled_n++;
-        if (delivery_failed(delivery, ftb_snapshot_handlers(snapshot)[i]) < 0) {
-            return -1;
-        }
-        i++;
-    }
-    return snapshot_run_any(delivery, snapshot, i);
-}
-
-static PyObject *
-raise_too_deep(BusObject *bus, PyObject *key)
-{
-    return ftb_raise("EmitDepthError", Py_BuildValue("(OOi)", bus, key, FTB_DEPTH_MAX));
-}
-
-void
-reclaim_replaced(void)
-{
-    PyObject *error = PyErr_GetRaisedException(); /* finalizers may run */
-    ftb_reclaim();
-    PyErr_SetRaisedException(error);
-}
-
-/* Give the snapshot back and count what the delivery did with it. */
-static Py_ssize_t
-topic_done(
-    struct delivery *delivery, struct ftb_thread *thread, struct ftb_cell *cell,
-    const struct ftb_snapshot *snapshot, const struct delivery *before, int stopped)
-{
-    snapshot_drop(thread, snapshot);
-    uint64_t handled_n = delivery->handled_n - before->handled_n;
-    ftb_count_local(&cell->handled, handled_n);
-    ftb_count_local(&cell->failed, delivery->failed_n - before->failed_n);
-    if (delivery->encoded != before->encoded && delivery->encoded != delivery->event) {
-        ftb_count_local(&cell->encoded, 1);
-    }
-    return stopped < 0 ? -1 : (Py_ssize_t)handled_n;
-}
-
-/* One topic's handlers, bases not included, counted under that topic. */
-static Py_ssize_t
-run_topic(struct delivery *delivery, struct ftb_topic *topic, struct ftb_thread *thread)
-{
-    if (FTB_UNLIKELY(thread->depth >= FTB_DEPTH_MAX)) {
-        raise_too_deep(delivery->bus, topic->key_object);
-        return -1;
-    }
-    struct ftb_cell *cell = bus_cell(thread, ftb_topic_id(topic));
-    struct ftb_snapshot *snapshot = cell != NULL ? ftb_topic_hold(thread, topic) : NULL;
-    if (snapshot == NULL) {
-        return cell != NULL ? 0 : -1;
-    }
-    struct delivery before = *delivery;
-    int stopped = 0;
-    if (FTB_LIKELY(snapshot->flags == 0)) {
-        PyObject *result;
-        uint32_t i = snapshot_run_plain(snapshot, delivery->event, &result);
-        if (FTB_LIKELY(i == snapshot->n)) {
-            delivery->handled_n += i;
-        } else {
-            stopped = snapshot_run_rest(delivery, snapshot, i, result == NULL);
-        }
-    } else {
-        stopped = snapshot_run_any(delivery, snapshot, 0);
-    }
-    return topic_done(delivery, thread, cell, snapshot, &before, stopped);
-}
-
-Py_ssize_t
-delivery_run_bases(struct delivery *delivery, PyObject *class)
-{
-    struct ftb_thread *thread = bus_thread();
-    PyObject *mro = PyObject_GetAttrString(class, "__mro__");
-    if (thread == NULL || mro == NULL || !PyTuple_Check(mro)) {
-        Py_XDECREF(mro);
-        return -1;
-    }
-    Py_ssize_t ran_n = 0;
-    for (Py_ssize_t i = 1; i < PyTuple_GET_SIZE(mro); i++) { /* 0 is class itself */
-        PyObject *base = PyTuple_GET_ITEM(mro, i);
-        struct ftb_topic *topic;
-        int found = base == (PyObject *)&PyBaseObject_Type
-                        ? 0
-                        : bus_topic_find(delivery->bus, base, &topic);
-        Py_ssize_t n = found > 0 ? run_topic(delivery, topic, thread) : found;
-        if (n < 0) {
-            ran_n = -1;
-            break;
-        }
-        ran_n += n;
-    }
-    Py_DECREF(mro);
-    return ran_n;
-}
-
-Py_ssize_t
-delivery_run(struct delivery *delivery, struct ftb_topic *topic)
-{
-    struct ftb_thread *thread = bus_thread();
-    if (thread == NULL) {
-        return -1;
-    }
-    Py_ssize_t n = run_topic(delivery, topic, thread);
-    if (FTB_LIKELY(topic->entry.key.kind != FTB_KEY_CLASS) || n < 0) {
-        return n;
-    }
-    Py_ssize_t more = delivery_run_bases(delivery, topic->key_object);
-    return more < 0 ? -1 : n + more;
-}
-
-void
-delivery_fini(struct delivery *delivery)
-{
-    Py_CLEAR(delivery->encoded);
-    Py_CLEAR(delivery->unencodable);
-    Py_CLEAR(delivery->errors);
-}
-
 /* What emit returns: the count, or the one group of what the handlers raised. */
 static PyObject *
 delivery_result(struct delivery *delivery, PyObject *key, Py_ssize_t ran_n)
@@ -222,17 +54,19 @@ delivery_of(BusObject *bus, PyObject *event)
         .bus = bus, .event = event, .collects = !bus->logs_errors, .has_caller = 1};
 }
 
+/* An event that no handler ran for; the topic is NULL if its key never got one. */
 static FTB_NOINLINE PyObject *
-emit_unheard(BusObject *bus, struct ftb_thread *thread, uint32_t id)
+emit_unheard(BusObject *bus, struct ftb_thread *thread, struct ftb_topic *topic)
 {
     if (ftb_load_acquire(&bus->core->is_closed)) {
         return bus_raise_closed(bus, "emit");
     }
-    struct ftb_cell *cell = bus_cell(thread, id);
+    struct ftb_cell *cell = bus_cell(bus, thread, topic);
     if (cell == NULL) {
         return NULL;
     }
-    ftb_count_local(&cell->emitted, 1);
+    ftb_cell_emitted_apart_local(cell);
+    ftb_count_local(&cell->unheard, 1);
     return PyLong_FromLong(0);
 }
 
@@ -245,61 +79,164 @@ emit_any(BusObject *bus, struct ftb_topic *topic, PyObject *event)
         return NULL;
     }
     struct delivery delivery = delivery_of(bus, event);
+    uint64_t start_ns = timing_start(bus, thread, topic);
+    delivery.stamp_ns = start_ns;
     Py_ssize_t ran_n = delivery_run(&delivery, topic);
     if (ran_n == 0) {
         delivery_fini(&delivery);
-        return emit_unheard(bus, thread, ftb_topic_id(topic));
+        return emit_unheard(bus, thread, topic);
     }
-    struct ftb_cell *cell = bus_cell(thread, ftb_topic_id(topic));
+    struct ftb_cell *cell = bus_cell(bus, thread, topic);
     if (cell != NULL) {
-        ftb_count_local(&cell->emitted, 1);
+        ftb_cell_emitted_apart_local(cell);
+        if (start_ns != 0) {
+            ftb_cell_record_local(cell, FTB_TIME_EMIT, delivery.stamp_ns - start_ns);
+        }
     }
     return delivery_result(&delivery, topic->key_object, ran_n);
 }
 
-/* The rest of emit_on_topic when a handler raised, or the snapshot was replaced. */
+/* The rest of emit_plain when a handler raised, or the snapshot was replaced. */
 static FTB_NOINLINE PyObject *
 emit_rest(
-    BusObject *bus, struct ftb_thread *thread, struct ftb_cell *cell,
-    struct ftb_snapshot *snapshot, PyObject *event, uint32_t i, int has_raised)
+    BusObject *bus, struct ftb_thread *thread, struct ftb_topic *topic,
+    struct ftb_cell *cell, struct ftb_snapshot *snapshot, PyObject *event, uint32_t i,
+    int has_raised)
 {
-    struct delivery delivery = delivery_of(bus, event), before = delivery;
-    PyObject *key = snapshot->topic->key_object; /* lives as long as the bus */
+    struct delivery delivery = delivery_of(bus, event);
+    delivery.thread = thread;
+    delivery.cell = cell;
+    struct delivery before = delivery;
     int stopped = snapshot_run_rest(&delivery, snapshot, i, has_raised);
-    Py_ssize_t ran_n = topic_done(&delivery, thread, cell, snapshot, &before, stopped);
-    ftb_count_local(&cell->emitted, 1);
-    return delivery_result(&delivery, key, ran_n);
+    Py_ssize_t ran_n = topic_done(&delivery, topic, snapshot, &before, stopped);
+    ftb_cell_emitted_apart_local(cell);
+    return delivery_result(&delivery, topic->key_object, ran_n);
 }
 
-/* The usual emit, without a branch more than it needs: everything unusual goes to the two
+/* An emit whose steps are timed, of handlers that are not special. */
+static FTB_NOINLINE PyObject *
+emit_timed(
+    BusObject *bus, struct ftb_thread *thread, struct ftb_topic *topic,
+    struct ftb_cell *cell, struct ftb_snapshot *snapshot, PyObject *event)
+{
+    struct delivery delivery = delivery_of(bus, event);
+    delivery.thread = thread;
+    delivery.cell = cell;
+    struct delivery before = delivery;
+    uint64_t start_ns = ftb_now_ns();
+    delivery.stamp_ns = start_ns;
+    int stopped = snapshot_run_any(&delivery, snapshot, 0);
+    uint64_t end_ns = delivery.stamp_ns;
+    Py_ssize_t ran_n = topic_done(&delivery, topic, snapshot, &before, stopped);
+    ftb_cell_emitted_apart_local(cell);
+    ftb_cell_record_local(cell, FTB_TIME_EMIT, end_ns - start_ns);
+    return delivery_result(&delivery, topic->key_object, ran_n);
+}
+
+/* Run the handlers of a held snapshot, plain ones of the cell's version. */
+static inline PyObject *
+emit_plain(
+    BusObject *bus, struct ftb_thread *thread, struct ftb_topic *topic,
+    struct ftb_cell *cell, struct ftb_snapshot *snapshot, PyObject *event)
+{
+    PyObject *result;
+    uint32_t n = snapshot->n;
+    uint32_t i = snapshot_run_plain(topic, snapshot, event, &result);
+    if (FTB_UNLIKELY(i != n || is_replaced(topic, snapshot))) {
+        return emit_rest(bus, thread, topic, cell, snapshot, event, i, result == NULL);
+    }
+    ftb_hazard_drop(thread);
+    ftb_count_local(&cell->emitted, 1);
+    ftb_count_local(&cell->handled, n);
+    return count_object(n);
+}
+
+/* The snapshot has flags, or is not of the cell's version. */
+static FTB_NOINLINE PyObject *
+emit_flagged(
+    BusObject *bus, struct ftb_thread *thread, struct ftb_topic *topic,
+    struct ftb_cell *cell, struct ftb_snapshot *snapshot, PyObject *event)
+{
+    if ((snapshot->flags & ~FTB_SNAPSHOT_TIMINGS) != 0) {
+        ftb_hazard_drop(thread);
+        return emit_any(bus, topic, event);
+    }
+    if (snapshot->flags == FTB_SNAPSHOT_TIMED
+        || (snapshot->flags != 0 && timing_samples(bus, thread))) {
+        return emit_timed(bus, thread, topic, cell, snapshot, event);
+    }
+    ftb_tally_sync(thread, cell, snapshot);
+    return emit_plain(bus, thread, topic, cell, snapshot, event);
+}
+
+/* The usual emit, on a bus that counts nothing of it. */
+static PyObject *
+emit_uncounted(
+    BusObject *bus, struct ftb_thread *thread, struct ftb_topic *topic, PyObject *event)
+{
+    struct ftb_snapshot *snapshot = ftb_topic_hold(thread, topic);
+    if (FTB_UNLIKELY(snapshot == NULL)) {
+        return emit_any(bus, topic, event);
+    }
+    PyObject *result = NULL;
+    uint32_t i = 0, n = snapshot->n;
+    int has_flags = snapshot->flags != 0;
+    if (FTB_LIKELY(!has_flags)) {
+        i = snapshot_run_plain(topic, snapshot, event, &result);
+        if (FTB_LIKELY(i == n)) {
+            snapshot_drop(thread, topic, snapshot);
+            return count_object(n);
+        }
+    }
+    struct ftb_cell *cell = has_flags ? NULL : bus_cell(bus, thread, NULL);
+    if (cell == NULL) {
+        ftb_hazard_drop(thread);
+        return has_flags ? emit_any(bus, topic, event) : NULL; /* no memory */
+    }
+    return emit_rest(bus, thread, topic, cell, snapshot, event, i, result == NULL);
+}
+
+static inline PyObject *emit_on_topic(
+    BusObject *bus, struct ftb_thread *thread, struct ftb_topic *topic,
+    PyObject *event);
+
+/* A thread's first emit on a topic that has no counters there yet, or one too deep. */
+static FTB_NOINLINE PyObject *
+emit_first(
+    BusObject *bus, struct ftb_thread *thread, struct ftb_topic *topic, PyObject *event)
+{
+    if (thread->depth >= FTB_DEPTH_MAX) {
+        return emit_any(bus, topic, event); /* raises */
+    }
+    if (bus->core->is_uncounted) {
+        return emit_uncounted(bus, thread, topic, event);
+    }
+    return bus_cell(bus, thread, topic) != NULL
+               ? emit_on_topic(bus, thread, topic, event)
+               : NULL;
+}
+
+/* The usual emit, without a branch more than it needs: everything unusual goes to the
  * functions above. */
 static inline PyObject *
 emit_on_topic(
     BusObject *bus, struct ftb_thread *thread, struct ftb_topic *topic, PyObject *event)
 {
-    struct ftb_cell *cell = ftb_shard_cell_local(thread->shard, ftb_topic_id(topic));
+    struct ftb_cell *cell =
+        ftb_shard_cell_try_local(thread->shard, ftb_topic_id(topic));
     if (FTB_UNLIKELY(thread->depth >= FTB_DEPTH_MAX || cell == NULL)) {
-        return emit_any(bus, topic, event); /* raises */
+        return emit_first(bus, thread, topic, event);
     }
     __builtin_prefetch(cell, 1); /* written last: with many topics it is far away */
     struct ftb_snapshot *snapshot = ftb_topic_hold(thread, topic);
     if (FTB_UNLIKELY(snapshot == NULL)) {
         return emit_any(bus, topic, event);
     }
-    if (FTB_UNLIKELY(snapshot->flags != 0)) {
-        ftb_hazard_drop(thread);
-        return emit_any(bus, topic, event);
+    /* relaxed: the owner's own */
+    if (FTB_UNLIKELY(snapshot->version != ftb_load_relaxed(&cell->version))) {
+        return emit_flagged(bus, thread, topic, cell, snapshot, event);
     }
-    PyObject *result;
-    uint32_t n = snapshot->n;
-    uint32_t i = snapshot_run_plain(snapshot, event, &result);
-    if (FTB_UNLIKELY(i != n)) {
-        return emit_rest(bus, thread, cell, snapshot, event, i, result == NULL);
-    }
-    snapshot_drop(thread, snapshot);
-    ftb_count_local(&cell->emitted, 1);
-    ftb_count_local(&cell->handled, n);
-    return count_object(n);
+    return emit_plain(bus, thread, topic, cell, snapshot, event);
 }
 
 /* An event whose exact class has no topic: its bases may have handlers. */
@@ -314,9 +251,9 @@ emit_on_bases(BusObject *bus, PyObject *class, PyObject *event)
     Py_ssize_t ran_n = delivery_run_bases(&delivery, class);
     if (ran_n == 0) {
         delivery_fini(&delivery);
-        return emit_unheard(bus, thread, bus->core->unheard_id);
+        return emit_unheard(bus, thread, NULL);
     }
-    struct ftb_cell *cell = bus_cell(thread, bus->core->unheard_id);
+    struct ftb_cell *cell = bus_cell(bus, thread, NULL);
     if (cell == NULL) {
         delivery_fini(&delivery);
         return NULL;
@@ -365,6 +302,16 @@ front_fill(
     }
 }
 
+/* A key was looked up in the map; not counted without memory. */
+static void
+count_lookup(BusObject *bus, struct ftb_thread *thread, int found)
+{
+    struct ftb_cell *cell = ftb_shard_cell_local(thread->shard, bus->core->own_id);
+    if (cell != NULL) {
+        ftb_count_local(found ? &cell->emitted : &cell->unheard, 1);
+    }
+}
+
 PyObject *
 bus_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
@@ -389,6 +336,7 @@ bus_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwna
     if (found < 0) {
         return NULL;
     }
+    count_lookup(bus, thread, found);
     if (found > 0) {
         front_fill(bus, thread, key, topic);
         return emit_on_topic(bus, thread, topic, event);
@@ -396,7 +344,7 @@ bus_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwna
     if (PyType_Check(key)) {
         return emit_on_bases(bus, key, event);
     }
-    return emit_unheard(bus, thread, bus->core->unheard_id);
+    return emit_unheard(bus, thread, NULL);
 }
 
 /* Emit each event of an iterable; stops at the first that raises. */

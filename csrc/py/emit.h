@@ -15,7 +15,28 @@ struct delivery {
     int has_caller;        /* KeyboardInterrupt and its like go up; else reported too */
     uint64_t handled_n;
     uint64_t failed_n;
+    uint64_t given_n;  /* handler calls that got bytes */
+    uint64_t stamp_ns; /* when its last step ended; 0: this event is not timed */
+    /* Of the topic whose handlers run now. */
+    struct ftb_thread *thread;
+    struct ftb_cell *cell;
 };
+
+/* deliver.c: call the handlers of a held snapshot from `i` on, whatever they are. Returns
+ * 0, or -1 to stop with an exception. One that was cancelled meanwhile starts no more. */
+int
+snapshot_run_any(struct delivery *delivery, struct ftb_snapshot *snapshot, uint32_t i);
+
+/* The handlers of a held snapshot after snapshot_run_plain stopped at `i`. */
+FTB_NOINLINE int snapshot_run_rest(
+    struct delivery *delivery, struct ftb_snapshot *snapshot, uint32_t i,
+    int has_raised);
+
+/* Give the snapshot back and count what the delivery did with it. Returns how many
+ * handlers ran, or -1 if it was stopped. */
+Py_ssize_t topic_done(
+    struct delivery *delivery, struct ftb_topic *topic,
+    const struct ftb_snapshot *snapshot, const struct delivery *before, int stopped);
 
 /* Run the handlers of a topic, and for a class those of its bases. Returns how many
  * ran, or -1 if one raised what must not be held back (KeyboardInterrupt and the like,
@@ -48,9 +69,9 @@ void delivery_fini(struct delivery *delivery);
 /* Whether somebody subscribed or cancelled meanwhile. relaxed: a hint; what it leads to
  * acquires the handlers' states. */
 static inline int
-is_replaced(const struct ftb_snapshot *snapshot)
+is_replaced(const struct ftb_topic *topic, const struct ftb_snapshot *snapshot)
 {
-    return ftb_load_relaxed(&snapshot->topic->snapshot) != snapshot;
+    return ftb_load_relaxed(&topic->snapshot) != snapshot;
 }
 
 /* The snapshot was replaced while this thread held it, by a cancel or by its own
@@ -59,31 +80,16 @@ FTB_NOINLINE void reclaim_replaced(void);
 
 /* Give a held snapshot back. */
 static inline void
-snapshot_drop(struct ftb_thread *thread, const struct ftb_snapshot *snapshot)
+snapshot_drop(
+    struct ftb_thread *thread, const struct ftb_topic *topic,
+    const struct ftb_snapshot *snapshot)
 {
-    int must_reclaim = is_replaced(snapshot);
+    int must_reclaim = is_replaced(topic, snapshot);
     ftb_hazard_drop(thread);
     if (FTB_UNLIKELY(must_reclaim)) {
         reclaim_replaced();
     }
 }
-
-/* fan.c: one posted event whose handlers idle workers share. */
-struct fan_work;
-
-/* The event's handlers as work to share, if it has several and they are plain. NULL: run
- * them here. Takes the payload's reference only if it returns work. */
-struct fan_work *
-fan_work_new(BusObject *bus, struct ftb_topic *topic, PyObject *payload, uint32_t *n);
-
-/* Run one of them. */
-void fan_work_run(struct fan_work *work, uint32_t ix);
-
-/* All have been run: count the event and let go of everything. */
-void fan_work_end(struct fan_work *work);
-
-/* Count a posted event as delivered, or dropped, under its topic (NULL: a task). */
-void bus_count_done(BusObject *bus, struct ftb_topic *topic, int was_dropped);
 
 /* Call one handler with an event; new reference or NULL. PyObject_Vectorcall, inline. */
 static inline PyObject *
@@ -106,6 +112,42 @@ call_handler(const struct ftb_call *call, PyObject *event)
     return PyObject_Vectorcall(func, args, nargs, NULL);
 }
 
+/* Call the handlers of a held snapshot, none of them special. Returns how many returned;
+ * fewer than n if the next one raised (*result is then NULL), or the snapshot was replaced
+ * meanwhile, so that the next one may have been cancelled. */
+static inline uint32_t
+snapshot_run_plain(
+    const struct ftb_topic *topic, const struct ftb_snapshot *snapshot, PyObject *event,
+    PyObject **result)
+{
+    uint32_t i = 0;
+    while (FTB_LIKELY((*result = call_handler(&snapshot->calls[i], event)) != NULL)) {
+        Py_DECREF(*result);
+        if (++i == snapshot->n || FTB_UNLIKELY(is_replaced(topic, snapshot))) {
+            break;
+        }
+    }
+    return i;
+}
+
+/* fan.c: one posted event whose handlers idle workers share. */
+struct fan_work;
+
+/* The event's handlers as work to share, if it has several and they are plain. NULL: run
+ * them here. Takes the payload's reference only if it returns work. */
+struct fan_work *fan_work_new(
+    BusObject *bus, struct ftb_topic *topic, PyObject *payload, int is_timed,
+    uint32_t *n);
+
+/* Run one of them. */
+void fan_work_run(struct fan_work *work, uint32_t ix);
+
+/* All have been run: count the event and let go of everything. */
+void fan_work_end(struct fan_work *work);
+
+/* Count a posted event as delivered, or dropped, under its topic (NULL: a task). */
+void bus_count_done(BusObject *bus, struct ftb_topic *topic, int was_dropped);
+
 /* Prepare what every emit needs; by the import of the module. 0 or -1. */
 int ftb_emit_ready(void);
 
@@ -116,6 +158,10 @@ PyObject *bus_emit_many(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 PyObject *
 topic_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames);
 PyObject *topic_emit_many(PyObject *self, PyObject *events);
+
+/* Count an exception under its type, by bus._note_failure(exception, key, handler). */
+void
+bus_note_failure(BusObject *bus, PyObject *error, PyObject *key, PyObject *handler);
 
 /* Hand an exception (stolen) to bus._report_failure(exception, key, handler); whatever
  * that raises goes to sys.unraisablehook. */

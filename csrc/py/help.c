@@ -43,7 +43,7 @@ bus_count_failed(PyObject *self, PyObject *key)
     struct ftb_topic *topic = bus_topic_of((BusObject *)self, key);
     struct ftb_thread *thread = topic != NULL ? bus_thread() : NULL;
     struct ftb_cell *cell =
-        thread != NULL ? bus_cell(thread, ftb_topic_id(topic)) : NULL;
+        thread != NULL ? bus_cell((BusObject *)self, thread, topic) : NULL;
     if (cell == NULL) {
         return NULL;
     }

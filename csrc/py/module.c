@@ -9,6 +9,7 @@
 #include "ftb_quiet.h"
 #include "gil.h"
 #include "key.h"
+#include "stats.h"
 #include "striped_map.h"
 
 PyObject *ftb_pin_object(PyObject *module, PyObject *object);
@@ -65,7 +66,8 @@ module_exec(PyObject *module)
     if (ftb_errors_ready() < 0 || ftb_emit_ready() < 0 || ftb_key_type_ready(module) < 0
         || ftb_claim_type_ready(module) < 0 || ftb_buffer_types_ready(module) < 0
         || ftb_handles_ready(module) < 0 || ftb_striped_map_type_ready(module) < 0
-        || PyType_Ready(&ftb_context_event_type) < 0) {
+        || PyType_Ready(&ftb_context_event_type) < 0
+        || PyType_Ready(&ftb_cut_type) < 0) {
         return -1;
     }
     if (PyModule_AddIntConstant(module, "ONCE", FTB_HANDLER_ONCE) < 0

@@ -33,7 +33,13 @@ static enum ftb_result
 try_once(struct post *post)
 {
     if (post->has_partition) {
-        return ftb_pool_try_post_strand(post->pool, post->partition_hash, &post->item);
+        post->item.stamp_ns |= ITEM_HAS_PARTITION;
+        enum ftb_result result =
+            ftb_pool_try_post_strand(post->pool, post->partition_hash, &post->item);
+        if (result == FTB_OK) {
+            bus_count_partitioned(post->bus, PARTITION_POSTED);
+        }
+        return result;
     }
     return post->is_urgent ? ftb_pool_try_post_urgent(post->pool, &post->item)
                            : ftb_pool_try_post(post->pool, &post->item);
@@ -123,6 +129,16 @@ post_blocking(struct post *post)
 }
 
 static PyObject *
+dropped_newest(struct post *post)
+{
+    ftb_count_local(&post->cell->dropped, 1);
+    if (bus_is_observed(post->bus)) {
+        bus_observe_dropped(post->bus, post->topic, post->item.payload);
+    }
+    Py_RETURN_FALSE;
+}
+
+static PyObject *
 post_full(struct post *post)
 {
     switch (post->bus->overflow) {
@@ -142,11 +158,9 @@ post_full(struct post *post)
         }
         /* All that is queued is behind a running event of its partition: nothing older
          * can be given up, so the newest goes. */
-        ftb_count_local(&post->cell->dropped, 1);
-        Py_RETURN_FALSE;
+        return dropped_newest(post);
     case BUS_DROP_NEWEST:
-        ftb_count_local(&post->cell->dropped, 1);
-        Py_RETURN_FALSE;
+        return dropped_newest(post);
     default:
         return post_blocking(post);
     }
@@ -229,8 +243,8 @@ post_init(
     if (thread == NULL) {
         return -1;
     }
-    post->cell =
-        bus_cell(thread, topic != NULL ? ftb_topic_id(topic) : bus->core->unheard_id);
+    post->thread = thread;
+    post->cell = bus_cell(bus, thread, topic);
     post->pool = post->cell != NULL ? pool_of(bus) : NULL;
     return post->pool != NULL ? 0 : -1;
 }
@@ -248,6 +262,7 @@ bus_post_event(
         }
         return NULL;
     }
+    post.item.stamp_ns = timing_start(bus, post.thread, topic);
     post.item.payload = context_payload(event, options->context);
     return post.item.payload != NULL ? post_run(&post) : NULL;
 }
@@ -273,7 +288,11 @@ post_plain(BusObject *bus, struct ftb_topic *topic, PyObject *event)
         Py_XDECREF(options.context);
         return queued;
     }
-    struct ftb_item item = {.target = topic, .payload = Py_NewRef(event)};
+    struct ftb_item item = {
+        .target = topic,
+        .payload = Py_NewRef(event),
+        .stamp_ns = timing_start(bus, thread, topic),
+    };
     ftb_count_local(&cell->posted, 1);
     enum ftb_result result = ftb_pool_try_post(pool, &item);
     if (FTB_LIKELY(result == FTB_OK)) {

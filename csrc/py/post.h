@@ -8,6 +8,7 @@ struct post {
     BusObject *bus;
     ftb_pool_t *pool;
     struct ftb_topic *topic; /* NULL: `item` is a task */
+    struct ftb_thread *thread;
     struct ftb_cell *cell;
     struct ftb_item item; /* owns payload until it is queued */
     int has_partition;

@@ -96,7 +96,11 @@ post_chunks(
         PyObject *payload;
         while (n < FTB_BATCH_MAX
                && (payload = next_payload(iterator, options->context)) != NULL) {
-            items[n++] = (struct ftb_item){.target = topic, .payload = payload};
+            items[n++] = (struct ftb_item){
+                .target = topic,
+                .payload = payload,
+                .stamp_ns = timing_start(bus, post.thread, topic),
+            };
         }
         PyObject *error = PyErr_GetRaisedException(); /* the iterable's own */
         Py_ssize_t more = n > 0 ? post_chunk(&post, items, n) : 0;

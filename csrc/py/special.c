@@ -16,6 +16,17 @@ bus_report_failure(BusObject *bus, PyObject *error, PyObject *key, PyObject *han
     Py_DECREF(error);
 }
 
+void
+bus_note_failure(BusObject *bus, PyObject *error, PyObject *key, PyObject *handler)
+{
+    PyObject *done = PyObject_CallMethod(
+        (PyObject *)bus, "_note_failure", "OOO", error, key, handler);
+    if (done == NULL) {
+        PyErr_WriteUnraisable((PyObject *)bus);
+    }
+    Py_XDECREF(done);
+}
+
 /* Note which handler and key on the exception, and keep it for the group. */
 static int
 failure_collect(struct delivery *delivery, PyObject *error, struct ftb_handler *handler)
@@ -66,6 +77,8 @@ delivery_failed(struct delivery *delivery, struct ftb_handler *handler)
             handler->callable);
         error = PyErr_GetRaisedException();
     }
+    bus_note_failure(
+        delivery->bus, error, handler->topic->key_object, handler->callable);
     if (delivery->has_caller
         && (!PyErr_GivenExceptionMatches(error, PyExc_Exception)
             || is_nested_too_deep(error))) {
@@ -118,6 +131,12 @@ delivery_encoded(struct delivery *delivery, PyObject *key)
         return delivery->encoded;
     }
     delivery->encoded = bus_encode_event(delivery->bus, delivery->event);
+    if (delivery->stamp_ns != 0) {
+        uint64_t now_ns = ftb_now_ns();
+        ftb_cell_record_local(
+            delivery->cell, FTB_TIME_ENCODE, now_ns - delivery->stamp_ns);
+        delivery->stamp_ns = now_ns;
+    }
     if (delivery->encoded == NULL) {
         delivery->unencodable = encoding_failure(delivery->event, key);
         PyErr_SetRaisedException(Py_NewRef(delivery->unencodable));
@@ -134,9 +153,9 @@ bus_encode(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     BusObject *bus = (BusObject *)self;
     struct ftb_topic *topic = bus_topic_of(bus, args[0]);
     struct ftb_thread *thread = topic != NULL ? bus_thread() : NULL;
-    struct ftb_cell *cell =
-        thread != NULL ? bus_cell(thread, ftb_topic_id(topic)) : NULL;
-    struct delivery delivery = {.bus = bus, .event = args[1]};
+    struct ftb_cell *cell = thread != NULL ? bus_cell(bus, thread, topic) : NULL;
+    struct delivery delivery = {.bus = bus, .event = args[1], .cell = cell};
+    delivery.stamp_ns = cell != NULL ? timing_start(bus, thread, topic) : 0;
     PyObject *encoded =
         cell != NULL ? Py_XNewRef(delivery_encoded(&delivery, args[0])) : NULL;
     if (encoded != NULL && encoded != delivery.event) {
@@ -192,6 +211,12 @@ delivery_call_special(struct delivery *delivery, struct ftb_handler *handler, in
     }
     if (handler->flags & FTB_HANDLER_ENCODED) {
         event = delivery_encoded(delivery, handler->topic->key_object);
+        delivery->given_n += event != NULL;
+    }
+    if (bus_is_observed(delivery->bus)) {
+        bus_observe(
+            delivery->bus, "started", handler->topic->key_object, handler->callable,
+            delivery->event);
     }
     if (event != NULL) {
         result = handler->flags & FTB_HANDLER_ONCE

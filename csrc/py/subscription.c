@@ -3,6 +3,7 @@
 #include "errors.h"
 #include "ftb_quiet.h"
 #include "key.h"
+#include "stats.h"
 
 /* Handlers that exist, of all buses; relaxed, as nothing is inferred from it. */
 static _Atomic(size_t) live_n = 0;
@@ -238,8 +239,8 @@ subscription_cancel_matching(struct ftb_topic *topic, PyObject *callable)
 }
 
 /* The callable of a handler as a strong reference, NULL if its weak target died. */
-static PyObject *
-handler_callable(struct ftb_handler *handler)
+PyObject *
+ftb_handler_callable(struct ftb_handler *handler)
 {
     if ((handler->flags & FTB_HANDLER_WEAK) == 0) {
         return Py_NewRef((PyObject *)handler->callable);
@@ -350,7 +351,7 @@ static PyObject *
 subscription_handler(PyObject *self, void *unused)
 {
     (void)unused;
-    PyObject *callable = handler_callable(((SubscriptionObject *)self)->handler);
+    PyObject *callable = ftb_handler_callable(((SubscriptionObject *)self)->handler);
     if (callable == NULL && !PyErr_Occurred()) {
         Py_RETURN_NONE;
     }

@@ -44,8 +44,7 @@ void
 bus_count_done(BusObject *bus, struct ftb_topic *topic, int was_dropped)
 {
     struct ftb_thread *thread = bus_thread();
-    uint32_t id = topic != NULL ? ftb_topic_id(topic) : bus->core->unheard_id;
-    struct ftb_cell *cell = thread != NULL ? bus_cell(thread, id) : NULL;
+    struct ftb_cell *cell = thread != NULL ? bus_cell(bus, thread, topic) : NULL;
     if (cell == NULL) {
         PyErr_WriteUnraisable((PyObject *)bus); /* one event's count is lost, loudly */
         return;
@@ -54,10 +53,31 @@ bus_count_done(BusObject *bus, struct ftb_topic *topic, int was_dropped)
 }
 
 void
+bus_count_partitioned(BusObject *bus, enum partition_step step)
+{
+    struct ftb_thread *thread = ftb_thread_current();
+    struct ftb_cell *cell =
+        thread != NULL ? ftb_shard_cell_local(thread->shard, bus->core->own_id) : NULL;
+    if (cell != NULL) { /* a figure is lost without memory, no event */
+        ftb_count_local(
+            step == PARTITION_POSTED    ? &cell->posted
+            : step == PARTITION_STARTED ? &cell->delivered
+                                        : &cell->dropped,
+            1);
+    }
+}
+
+void
 bus_drop_item(BusObject *bus, struct ftb_item *item)
 {
     PyObject *payload = item->payload;
     bus_count_done(bus, item->target, 1);
+    if ((item->stamp_ns & ITEM_HAS_PARTITION) != 0) {
+        bus_count_partitioned(bus, PARTITION_DROPPED);
+    }
+    if (bus_is_observed(bus)) {
+        bus_observe_dropped(bus, item->target, payload);
+    }
     if (item->target == NULL) {
         PyObject *told = PyObject_CallMethod(payload, "dropped", NULL);
         if (told == NULL) {
@@ -74,6 +94,7 @@ bus_run_task(BusObject *bus, PyObject *task)
     PyObject *result = PyObject_CallNoArgs(task);
     if (result == NULL) {
         PyObject *error = PyErr_GetRaisedException();
+        bus_note_failure(bus, error, Py_None, task);
         PyObject *told = PyObject_CallMethod(task, "failed", "O", error);
         if (told == NULL) {
             PyErr_WriteUnraisable(task);
@@ -84,13 +105,49 @@ bus_run_task(BusObject *bus, PyObject *task)
     Py_XDECREF(result);
 }
 
+/* A posted event was taken out of the queue. Returns the time if it is timed, else 0. */
+static uint64_t
+item_started(struct executing *frame, struct ftb_item *item)
+{
+    BusObject *bus = frame->bus;
+    struct ftb_thread *thread = ftb_thread_current();
+    int has_partition = (item->stamp_ns & ITEM_HAS_PARTITION) != 0;
+    uint64_t posted_ns = item->stamp_ns & ~ITEM_HAS_PARTITION;
+    if (has_partition) {
+        bus_count_partitioned(bus, PARTITION_STARTED);
+    }
+    if (FTB_LIKELY(posted_ns == 0) || thread == NULL) {
+        return 0;
+    }
+    struct ftb_cell *cell = bus_cell(bus, thread, item->target);
+    if (cell == NULL) {
+        PyErr_Clear(); /* then it is not timed */
+        return 0;
+    }
+    return timing_waited(bus, thread, cell, posted_ns, has_partition);
+}
+
 static void
-run_event(BusObject *bus, struct ftb_topic *topic, PyObject *event)
+count_unheard(BusObject *bus, struct ftb_topic *topic)
+{
+    struct ftb_thread *thread = ftb_thread_current(); /* there is one: it has run */
+    struct ftb_cell *cell = bus_cell(bus, thread, topic);
+    if (cell != NULL) {
+        ftb_count_local(&cell->unheard, 1);
+    }
+    PyErr_Clear();
+}
+
+static void
+run_event(BusObject *bus, struct ftb_topic *topic, PyObject *event, uint64_t start_ns)
 {
     struct entered entered;
     int result = context_enter(&event, &entered);
-    struct delivery delivery = {.bus = bus, .event = event};
-    if (result < 0 || delivery_run(&delivery, topic) < 0) {
+    struct delivery delivery = {.bus = bus, .event = event, .stamp_ns = start_ns};
+    Py_ssize_t ran_n = result < 0 ? -1 : delivery_run(&delivery, topic);
+    if (ran_n == 0) {
+        count_unheard(bus, topic);
+    } else if (ran_n < 0) {
         bus_report_failure(bus, PyErr_GetRaisedException(), topic->key_object, NULL);
     }
     delivery_fini(&delivery);
@@ -100,7 +157,7 @@ run_event(BusObject *bus, struct ftb_topic *topic, PyObject *event)
 /* Share the event's handlers with idle workers and run those that they leave. Returns
  * whether it did: then the event is theirs as much as ours. */
 static int
-run_shared(struct executing *frame, struct ftb_item *item)
+run_shared(struct executing *frame, struct ftb_item *item, uint64_t start_ns)
 {
     ftb_pool_t *pool =
         ftb_load_relaxed(&frame->bus->pool); /* set before it has workers */
@@ -109,7 +166,8 @@ run_shared(struct executing *frame, struct ftb_item *item)
         || !ftb_pool_wants_fan(pool, worker_ix)) {
         return 0;
     }
-    struct fan_work *work = fan_work_new(frame->bus, item->target, item->payload, &n);
+    struct fan_work *work =
+        fan_work_new(frame->bus, item->target, item->payload, start_ns != 0, &n);
     if (work == NULL) {
         return 0;
     }
@@ -149,11 +207,12 @@ run_next(struct executing *frame)
         bus_drop_item(bus, item); /* its handlers are gone */
         return;
     }
-    if (item->target != NULL && run_shared(frame, item)) {
+    uint64_t start_ns = item_started(frame, item);
+    if (item->target != NULL && run_shared(frame, item, start_ns)) {
         return;
     }
     if (item->target != NULL) {
-        run_event(bus, item->target, item->payload);
+        run_event(bus, item->target, item->payload, start_ns);
     } else {
         bus_run_task(bus, item->payload);
     }

@@ -1,0 +1,205 @@
+"""Monitor: what a bus knows of itself beyond the core's counters."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from ftbus.buffers import default_pool
+from ftbus.errors import InvalidOptionError
+from ftbus.failures import Failures, name_of
+from ftbus.histograms import EMPTY, Histogram, from_counts
+from ftbus.observers import Observers
+from ftbus.stats import (
+    WINDOWS_S,
+    BusStats,
+    Counters,
+    HandlerStats,
+    LookupStats,
+    PartitionStats,
+    RateStats,
+    Times,
+    TopicStats,
+    WorkerStats,
+    busiest_first,
+    slowest_first,
+)
+
+if TYPE_CHECKING:
+    from ftbus.bus import EventBus
+
+TIMINGS = ("off", "sampled", "all")
+_INTERVAL_MAX = 1 << 29
+_SPACING_S = 0.25  # between two snapshots that are kept for the rates
+_KEPT_FOR_S = 2 * WINDOWS_S[-1]
+_KEPT_WHEN_UNCOUNTED = {"posted", "delivered", "dropped", "rejected"}
+
+
+def timing_options(timing: object, interval: object, counting: object) -> int:
+    """Check the options of EventBus; return the core's number for the timing.
+
+    Raises InvalidOptionError.
+    """
+    if timing not in TIMINGS:
+        raise InvalidOptionError("timing", timing, f"one of {TIMINGS}")
+    if type(interval) is not int or not 1 <= interval <= _INTERVAL_MAX:
+        raise InvalidOptionError("timing_interval", interval, f"1 to {_INTERVAL_MAX}")
+    if not isinstance(counting, bool):
+        raise InvalidOptionError("stats", counting, "True or False")
+    return TIMINGS.index(timing) if counting else 0
+
+
+class Monitor:
+    """The monitoring of one bus; any thread."""
+
+    __slots__ = (
+        "_baseline",
+        "_lock",
+        "_past",
+        "_started_s",
+        "counting",
+        "failures",
+        "interval",
+        "observers",
+        "timing",
+    )
+
+    def __init__(self, timing: str, interval: int, counting: bool) -> None:
+        self.timing = timing if counting else "off"
+        self.interval = interval
+        self.counting = counting
+        self.failures = Failures()
+        self.observers = Observers()
+        self._started_s = time.monotonic()
+        self._baseline: BusStats | None = None
+        self._lock = threading.RLock()  # a finalizer may run while it is held
+        # (seconds, counters), oldest first: what the rates are made of.
+        self._past: deque[tuple[float, Counters]] = deque(
+            [(self._started_s, Counters())]
+        )
+
+    def stats(self, bus: EventBus, exact: bool) -> BusStats:
+        """Return the figures since the start, or the baseline."""
+        now = self._collect(bus, exact)
+        baseline = self._baseline
+        return now if baseline is None else now.since(baseline)
+
+    def reset(self, bus: EventBus) -> None:
+        """Let stats() count from here."""
+        self._baseline = self._collect(bus, False)
+
+    def _collect(self, bus: EventBus, exact: bool) -> BusStats:
+        """Sum what every thread has counted."""
+        *rows, own = bus._figures(exact)
+        topics, handlers = [], []
+        total, times = Counters(), Times()
+        for key, timing, counters, row_times, row_handlers in rows:
+            row = self._topic_row(key, timing, counters, row_times, len(row_handlers))
+            topics.append(row)
+            total = total.merged(row)
+            times = times.merged(row.times)
+            handlers += [self._handler_row(key, *figures) for figures in row_handlers]
+        pool = bus._pool_stats()
+        now_s = time.monotonic()
+        return BusStats(
+            **total.to_counts(),
+            name=bus.name,
+            uptime_s=now_s - self._started_s,
+            counted_s=now_s - self._started_s,
+            timing=self.timing,
+            timing_interval=self.interval,
+            counting=self.counting,
+            # Not the pool's own figure, which includes the whole batch of a busy
+            # worker.
+            pending=max(
+                0, total.posted - total.delivered - total.dropped - total.rejected
+            ),
+            queued=pool["queued"],
+            queued_max=pool["queued_max"],
+            queue_size=bus._queue_size,
+            times=times,
+            lookups=_lookups(own, total),
+            partitions=_partitions(own, pool),
+            topics=busiest_first(topics),
+            handlers=slowest_first(handlers),
+            workers=tuple(WorkerStats(**worker) for worker in pool["workers"]),
+            errors=self.failures.rows(),
+            rates=self._rates(now_s, total),
+            buffers=default_pool.stats(),
+        )
+
+    def _topic_row(
+        self,
+        key: object,
+        timing: int,
+        counts: dict[str, int],
+        times: Any,
+        handlers: int,
+    ) -> TopicStats:
+        counts["shared"] = max(0, counts.pop("given") - counts["encoded"])
+        if not self.counting:
+            counts = {
+                name: n if name in _KEPT_WHEN_UNCOUNTED else 0
+                for name, n in counts.items()
+            }
+        fields: dict[str, Any] = {**counts, "times": Times(*map(_histogram, times))}
+        return TopicStats(**fields, key=key, timing=TIMINGS[timing], handlers=handlers)
+
+    def _handler_row(
+        self, key: object, handler: object, serial: int, calls: int, failed: int, t: Any
+    ) -> HandlerStats:
+        if not self.counting:
+            calls = failed = 0
+        name = name_of(handler) if handler is not None else "(gone)"
+        return HandlerStats(key, name, serial, calls, failed, _histogram(t))
+
+    def _rates(self, now_s: float, now: Counters) -> tuple[RateStats, ...]:
+        """Return the rates up to now, and keep this snapshot for later ones."""
+        with self._lock:
+            past = list(self._past)
+            if now_s - self._past[-1][0] >= _SPACING_S:
+                self._past.append((now_s, now))
+            # One that is older than every window stays, to reach back to.
+            while len(self._past) > 1 and self._past[1][0] < now_s - _KEPT_FOR_S:
+                self._past.popleft()
+        rates = []
+        for window_s in WINDOWS_S:
+            then_s, then = next(
+                (one for one in reversed(past) if one[0] <= now_s - window_s), past[0]
+            )
+            rates.append(_rate(window_s, now_s - then_s, then, now))
+        return tuple(rates)
+
+
+def _rate(window_s: int, seconds: float, then: Counters, now: Counters) -> RateStats:
+    names = ("emitted", "posted", "delivered", "handled", "failed", "dropped")
+    per_s = {
+        name: max(0, getattr(now, name) - getattr(then, name)) / seconds
+        if seconds > 0
+        else 0.0
+        for name in names
+    }
+    return RateStats(window_s, seconds, **per_s)
+
+
+def _histogram(packed: tuple[dict[int, int], int, int, int] | None) -> Histogram:
+    return EMPTY if packed is None else from_counts(*packed)
+
+
+def _lookups(own: Any, total: Counters) -> LookupStats:
+    _, _, counts, _, _ = own
+    hits, misses = counts["emitted"], counts["unheard"]
+    return LookupStats(hits, misses, max(0, total.emitted - hits - misses))
+
+
+def _partitions(own: Any, pool: dict[str, Any]) -> PartitionStats:
+    _, _, counts, times, _ = own
+    return PartitionStats(
+        groups=pool["groups"],
+        busy=pool["groups_busy"],
+        queued=max(0, counts["posted"] - counts["delivered"] - counts["dropped"]),
+        posted=counts["posted"],
+        wait=_histogram(times[1]),
+    )
