@@ -13,6 +13,9 @@
 #define FTB_UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define FTB_MUST_USE __attribute__((warn_unused_result))
 #define FTB_NOINLINE __attribute__((noinline))
+/* Keep a pointer as one value, not as the parts that it was computed from, each of which
+ * would be saved across calls. */
+#define FTB_ONE_REGISTER(pointer) __asm__("" : "+r"(pointer))
 /* The module is loaded by dlopen, yet one pointer per thread fits the static TLS
  * reserve of glibc and musl, and saves a call per access. */
 #define FTB_TLS _Thread_local __attribute__((tls_model("initial-exec")))
@@ -21,6 +24,7 @@
 #define FTB_UNLIKELY(x) (x)
 #define FTB_MUST_USE
 #define FTB_NOINLINE
+#define FTB_ONE_REGISTER(pointer) ((void)0)
 #define FTB_TLS _Thread_local
 #endif
 

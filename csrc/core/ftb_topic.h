@@ -44,6 +44,8 @@ struct ftb_timing_choice {
 
 struct ftb_bus {
     struct ftb_map topics;
+    void *
+        object; /* the Python layer's, which owns one reference; good while that lives */
     uint64_t serial;     /* never reused, so that caches can tell buses apart */
     uint32_t unheard_id; /* counters of events whose key has no topic */
     uint32_t own_id;     /* counters of look-ups (emitted, unheard) and partitions */

@@ -114,6 +114,7 @@ bus_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
+    self->core->object = self;
     return (PyObject *)self;
 }
 

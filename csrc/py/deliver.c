@@ -112,8 +112,9 @@ run_topic(struct delivery *delivery, struct ftb_topic *topic, struct ftb_thread 
     if (FTB_LIKELY(is_plain(delivery, snapshot))) {
         PyObject *result;
         ftb_tally_sync(thread, cell, snapshot);
-        uint32_t i = snapshot_run_plain(topic, snapshot, delivery->event, &result);
-        if (FTB_LIKELY(i == snapshot->n && !is_replaced(topic, snapshot))) {
+        uint32_t i;
+        PyObject *event = delivery->event;
+        if (FTB_LIKELY(snapshot_run_plain(topic, snapshot, event, &i, &result))) {
             delivery->handled_n += i;
             ftb_tally_run_local(cell);
         } else {

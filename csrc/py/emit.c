@@ -96,14 +96,20 @@ emit_any(BusObject *bus, struct ftb_topic *topic, PyObject *event)
     return delivery_result(&delivery, topic->key_object, ran_n);
 }
 
+/* The bus object of a topic that is in use, so that it need not be kept at hand. */
+static inline BusObject *
+bus_of(const struct ftb_topic *topic)
+{
+    return topic->bus->object;
+}
+
 /* The rest of emit_plain when a handler raised, or the snapshot was replaced. */
 static FTB_NOINLINE PyObject *
 emit_rest(
-    BusObject *bus, struct ftb_thread *thread, struct ftb_topic *topic,
-    struct ftb_cell *cell, struct ftb_snapshot *snapshot, PyObject *event, uint32_t i,
-    int has_raised)
+    struct ftb_thread *thread, struct ftb_topic *topic, struct ftb_cell *cell,
+    struct ftb_snapshot *snapshot, PyObject *event, uint32_t i, int has_raised)
 {
-    struct delivery delivery = delivery_of(bus, event);
+    struct delivery delivery = delivery_of(bus_of(topic), event);
     delivery.thread = thread;
     delivery.cell = cell;
     struct delivery before = delivery;
@@ -116,10 +122,10 @@ emit_rest(
 /* An emit whose steps are timed, of handlers that are not special. */
 static FTB_NOINLINE PyObject *
 emit_timed(
-    BusObject *bus, struct ftb_thread *thread, struct ftb_topic *topic,
-    struct ftb_cell *cell, struct ftb_snapshot *snapshot, PyObject *event)
+    struct ftb_thread *thread, struct ftb_topic *topic, struct ftb_cell *cell,
+    struct ftb_snapshot *snapshot, PyObject *event)
 {
-    struct delivery delivery = delivery_of(bus, event);
+    struct delivery delivery = delivery_of(bus_of(topic), event);
     delivery.thread = thread;
     delivery.cell = cell;
     struct delivery before = delivery;
@@ -136,107 +142,102 @@ emit_timed(
 /* Run the handlers of a held snapshot, plain ones of the cell's version. */
 static inline PyObject *
 emit_plain(
-    BusObject *bus, struct ftb_thread *thread, struct ftb_topic *topic,
-    struct ftb_cell *cell, struct ftb_snapshot *snapshot, PyObject *event)
+    struct ftb_thread *thread, struct ftb_topic *topic, struct ftb_cell *cell,
+    struct ftb_snapshot *snapshot, PyObject *event)
 {
     PyObject *result;
-    uint32_t n = snapshot->n;
-    uint32_t i = snapshot_run_plain(topic, snapshot, event, &result);
-    if (FTB_UNLIKELY(i != n || is_replaced(topic, snapshot))) {
-        return emit_rest(bus, thread, topic, cell, snapshot, event, i, result == NULL);
+    uint32_t i;
+    if (FTB_UNLIKELY(!snapshot_run_plain(topic, snapshot, event, &i, &result))) {
+        return emit_rest(thread, topic, cell, snapshot, event, i, result == NULL);
     }
     ftb_hazard_drop(thread);
     ftb_count_local(&cell->emitted, 1);
-    ftb_count_local(&cell->handled, n);
-    return count_object(n);
+    ftb_count_local(&cell->handled, i);
+    return count_object(i);
 }
 
 /* The snapshot has flags, or is not of the cell's version. */
 static FTB_NOINLINE PyObject *
 emit_flagged(
-    BusObject *bus, struct ftb_thread *thread, struct ftb_topic *topic,
-    struct ftb_cell *cell, struct ftb_snapshot *snapshot, PyObject *event)
+    struct ftb_thread *thread, struct ftb_topic *topic, struct ftb_cell *cell,
+    struct ftb_snapshot *snapshot, PyObject *event)
 {
     if ((snapshot->flags & ~FTB_SNAPSHOT_TIMINGS) != 0) {
         ftb_hazard_drop(thread);
-        return emit_any(bus, topic, event);
+        return emit_any(bus_of(topic), topic, event);
     }
     if (snapshot->flags == FTB_SNAPSHOT_TIMED
-        || (snapshot->flags != 0 && timing_samples(bus, thread))) {
-        return emit_timed(bus, thread, topic, cell, snapshot, event);
+        || (snapshot->flags != 0 && timing_samples(bus_of(topic), thread))) {
+        return emit_timed(thread, topic, cell, snapshot, event);
     }
     ftb_tally_sync(thread, cell, snapshot);
-    return emit_plain(bus, thread, topic, cell, snapshot, event);
+    return emit_plain(thread, topic, cell, snapshot, event);
 }
 
 /* The usual emit, on a bus that counts nothing of it. */
 static PyObject *
-emit_uncounted(
-    BusObject *bus, struct ftb_thread *thread, struct ftb_topic *topic, PyObject *event)
+emit_uncounted(struct ftb_thread *thread, struct ftb_topic *topic, PyObject *event)
 {
     struct ftb_snapshot *snapshot = ftb_topic_hold(thread, topic);
     if (FTB_UNLIKELY(snapshot == NULL)) {
-        return emit_any(bus, topic, event);
+        return emit_any(bus_of(topic), topic, event);
     }
     PyObject *result = NULL;
-    uint32_t i = 0, n = snapshot->n;
+    uint32_t i = 0;
     int has_flags = snapshot->flags != 0;
     if (FTB_LIKELY(!has_flags)) {
-        i = snapshot_run_plain(topic, snapshot, event, &result);
-        if (FTB_LIKELY(i == n)) {
-            snapshot_drop(thread, topic, snapshot);
-            return count_object(n);
+        if (FTB_LIKELY(snapshot_run_plain(topic, snapshot, event, &i, &result))) {
+            ftb_hazard_drop(thread);
+            return count_object(i);
         }
     }
-    struct ftb_cell *cell = has_flags ? NULL : bus_cell(bus, thread, NULL);
+    struct ftb_cell *cell = has_flags ? NULL : bus_cell(bus_of(topic), thread, NULL);
     if (cell == NULL) {
         ftb_hazard_drop(thread);
-        return has_flags ? emit_any(bus, topic, event) : NULL; /* no memory */
+        return has_flags ? emit_any(bus_of(topic), topic, event) : NULL; /* no memory */
     }
-    return emit_rest(bus, thread, topic, cell, snapshot, event, i, result == NULL);
+    return emit_rest(thread, topic, cell, snapshot, event, i, result == NULL);
 }
 
-static inline PyObject *emit_on_topic(
-    BusObject *bus, struct ftb_thread *thread, struct ftb_topic *topic,
-    PyObject *event);
+static inline PyObject *
+emit_on_topic(struct ftb_thread *thread, struct ftb_topic *topic, PyObject *event);
 
 /* A thread's first emit on a topic that has no counters there yet, or one too deep. */
 static FTB_NOINLINE PyObject *
-emit_first(
-    BusObject *bus, struct ftb_thread *thread, struct ftb_topic *topic, PyObject *event)
+emit_first(struct ftb_thread *thread, struct ftb_topic *topic, PyObject *event)
 {
     if (thread->depth >= FTB_DEPTH_MAX) {
-        return emit_any(bus, topic, event); /* raises */
+        return emit_any(bus_of(topic), topic, event); /* raises */
     }
-    if (bus->core->is_uncounted) {
-        return emit_uncounted(bus, thread, topic, event);
+    if (topic->bus->is_uncounted) {
+        return emit_uncounted(thread, topic, event);
     }
-    return bus_cell(bus, thread, topic) != NULL
-               ? emit_on_topic(bus, thread, topic, event)
+    return bus_cell(bus_of(topic), thread, topic) != NULL
+               ? emit_on_topic(thread, topic, event)
                : NULL;
 }
 
 /* The usual emit, without a branch more than it needs: everything unusual goes to the
  * functions above. */
 static inline PyObject *
-emit_on_topic(
-    BusObject *bus, struct ftb_thread *thread, struct ftb_topic *topic, PyObject *event)
+emit_on_topic(struct ftb_thread *thread, struct ftb_topic *topic, PyObject *event)
 {
     struct ftb_cell *cell =
         ftb_shard_cell_try_local(thread->shard, ftb_topic_id(topic));
     if (FTB_UNLIKELY(thread->depth >= FTB_DEPTH_MAX || cell == NULL)) {
-        return emit_first(bus, thread, topic, event);
+        return emit_first(thread, topic, event);
     }
+    FTB_ONE_REGISTER(cell);
     __builtin_prefetch(cell, 1); /* written last: with many topics it is far away */
     struct ftb_snapshot *snapshot = ftb_topic_hold(thread, topic);
     if (FTB_UNLIKELY(snapshot == NULL)) {
-        return emit_any(bus, topic, event);
+        return emit_any(bus_of(topic), topic, event);
     }
     /* relaxed: the owner's own */
     if (FTB_UNLIKELY(snapshot->version != ftb_load_relaxed(&cell->version))) {
-        return emit_flagged(bus, thread, topic, cell, snapshot, event);
+        return emit_flagged(thread, topic, cell, snapshot, event);
     }
-    return emit_plain(bus, thread, topic, cell, snapshot, event);
+    return emit_plain(thread, topic, cell, snapshot, event);
 }
 
 /* An event whose exact class has no topic: its bases may have handlers. */
@@ -279,8 +280,7 @@ topic_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kw
     if (FTB_UNLIKELY(thread == NULL)) {
         return NULL;
     }
-    return emit_on_topic(
-        topic->bus, thread, topic->topic, event != NULL ? event : Py_None);
+    return emit_on_topic(thread, topic->topic, event != NULL ? event : Py_None);
 }
 
 /* The topic of a key by this thread's front cache, or NULL. */
@@ -325,7 +325,7 @@ bus_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwna
     if (FTB_LIKELY(nargs == 2 && kwnames == NULL)) {
         topic = front_find(bus, thread, args[0]);
         if (FTB_LIKELY(topic != NULL)) {
-            return emit_on_topic(bus, thread, topic, args[1]);
+            return emit_on_topic(thread, topic, args[1]);
         }
     }
     if (args_unpack(&bus_emit_spec, args, nargs, kwnames, pair) < 0
@@ -339,7 +339,7 @@ bus_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwna
     count_lookup(bus, thread, found);
     if (found > 0) {
         front_fill(bus, thread, key, topic);
-        return emit_on_topic(bus, thread, topic, event);
+        return emit_on_topic(thread, topic, event);
     }
     if (PyType_Check(key)) {
         return emit_on_bases(bus, key, event);
@@ -359,7 +359,7 @@ emit_each(BusObject *bus, struct ftb_topic *topic, PyObject *events)
     Py_ssize_t total = 0;
     PyObject *event;
     while ((event = PyIter_Next(iterator)) != NULL) {
-        PyObject *ran = emit_on_topic(bus, thread, topic, event);
+        PyObject *ran = emit_on_topic(thread, topic, event);
         Py_DECREF(event);
         if (ran == NULL) {
             break;

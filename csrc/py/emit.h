@@ -112,22 +112,28 @@ call_handler(const struct ftb_call *call, PyObject *event)
     return PyObject_Vectorcall(func, args, nargs, NULL);
 }
 
-/* Call the handlers of a held snapshot, none of them special. Returns how many returned;
- * fewer than n if the next one raised (*result is then NULL), or the snapshot was replaced
- * meanwhile, so that the next one may have been cancelled. */
-static inline uint32_t
+/* Call the handlers of a held snapshot, none of them special. Returns whether all returned
+ * and it is still the topic's. Otherwise *ran_n of them did, and the next one raised
+ * (*result is then NULL), or may have been cancelled meanwhile. */
+static inline int
 snapshot_run_plain(
     const struct ftb_topic *topic, const struct ftb_snapshot *snapshot, PyObject *event,
-    PyObject **result)
+    uint32_t *ran_n, PyObject **result)
 {
-    uint32_t i = 0;
-    while (FTB_LIKELY((*result = call_handler(&snapshot->calls[i], event)) != NULL)) {
+    *ran_n = 0;
+    for (;;) {
+        *result = call_handler(&snapshot->calls[*ran_n], event);
+        if (FTB_UNLIKELY(*result == NULL)) {
+            return 0;
+        }
         Py_DECREF(*result);
-        if (++i == snapshot->n || FTB_UNLIKELY(is_replaced(topic, snapshot))) {
-            break;
+        if (++*ran_n == snapshot->n) {
+            return FTB_LIKELY(!is_replaced(topic, snapshot));
+        }
+        if (FTB_UNLIKELY(is_replaced(topic, snapshot))) {
+            return 0;
         }
     }
-    return i;
 }
 
 /* fan.c: one posted event whose handlers idle workers share. */
