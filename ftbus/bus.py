@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from ftbus import (
     _core,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from ftbus._core import Subscription
     from ftbus.observers import Observer
-    from ftbus.stats import BusStats, Timing, TopicStats
+    from ftbus.stats import BusStats, Timing
     from ftbus.timers import Timer
 
     type Handler = Callable[[Any], Any]

@@ -1,7 +1,7 @@
 """Guarantee: every total is exactly what happened, whoever did it, and none goes back.
 
 Hunts for counts that are lost between threads, when a thread ends, or when handlers are
-subscribed and cancelled under emits (calls are inferred from runs: csrc/core/ftb_tally.h),
+subscribed and cancelled under emits (calls are inferred from runs: ftb_tally.h),
 and for an exact reading that is not one moment. Must catch the mutants of ftb_tally and
 ftb_shard (csrc/mutants_readers.py). FTB_SCALE=10 is about ten seconds on two cores.
 """

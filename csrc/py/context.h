@@ -51,15 +51,20 @@ extern PyTypeObject ftb_context_event_type;
 
 int context_enter_payload(PyObject **payload, struct entered *entered);
 
+/* Whether what is queued is an event with its context. */
+static inline int
+context_is_with(PyObject *payload)
+{
+    return Py_TYPE(payload) == &ftb_context_event_type;
+}
+
 /* Go into a copy of the payload's context, if it has one. *payload is the event then,
  * borrowed from it. 0, or -1 with an exception. */
 static inline int
 context_enter(PyObject **payload, struct entered *entered)
 {
     entered->context = NULL;
-    return Py_TYPE(*payload) == &ftb_context_event_type
-               ? context_enter_payload(payload, entered)
-               : 0;
+    return context_is_with(*payload) ? context_enter_payload(payload, entered) : 0;
 }
 
 /* Go into an empty context. 0, or -1 with an exception. */

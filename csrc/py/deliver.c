@@ -2,6 +2,7 @@
  * along a class's bases, after a failure. emit.c has the short way for the usual case. */
 #include "emit.h"
 
+#include "context.h"
 #include "errors.h"
 
 /* One call has ended, with a result or an exception. */
@@ -124,6 +125,56 @@ run_topic(struct delivery *delivery, struct ftb_topic *topic, struct ftb_thread 
         stopped = snapshot_run_any(delivery, snapshot, 0);
     }
     return topic_done(delivery, topic, snapshot, &before, stopped);
+}
+
+/* The rest of delivery_run_posted, as emit_rest. */
+static FTB_NOINLINE void
+posted_rest(
+    struct delivery *delivery, struct ftb_topic *topic, struct ftb_snapshot *snapshot,
+    uint32_t i, int has_raised)
+{
+    struct delivery before = *delivery;
+    int stopped = snapshot_run_rest(delivery, snapshot, i, has_raised);
+    if (topic_done(delivery, topic, snapshot, &before, stopped) < 0) {
+        PyObject *error = PyErr_GetRaisedException();
+        bus_report_failure(delivery->bus, error, topic->key_object, NULL);
+    }
+    delivery_fini(delivery);
+}
+
+int
+delivery_run_posted(BusObject *bus, struct ftb_topic *topic, PyObject *event)
+{
+    struct ftb_thread *thread = ftb_thread_current();
+    struct ftb_cell *cell =
+        thread != NULL ? ftb_shard_cell_try_local(thread->shard, ftb_topic_id(topic))
+                       : NULL;
+    if (FTB_UNLIKELY(
+            cell == NULL || thread->depth >= FTB_DEPTH_MAX || context_is_with(event))) {
+        return 0;
+    }
+    struct ftb_snapshot *snapshot = ftb_topic_hold(thread, topic);
+    if (FTB_UNLIKELY(snapshot == NULL)) {
+        return 0;
+    }
+    if (FTB_UNLIKELY((snapshot->flags & ~FTB_SNAPSHOT_TIMINGS) != 0)) {
+        ftb_hazard_drop(thread);
+        return 0;
+    }
+    PyObject *result;
+    uint32_t i;
+    ftb_tally_sync(thread, cell, snapshot);
+    if (FTB_LIKELY(snapshot_run_plain(topic, snapshot, event, &i, &result))) {
+        ftb_hazard_drop(thread);
+        ftb_count_local(&cell->handled, i);
+        ftb_tally_run_local(cell);
+    } else {
+        struct delivery delivery = {
+            .bus = bus, .event = event, .thread = thread, .cell = cell};
+        posted_rest(&delivery, topic, snapshot, i, result == NULL);
+    }
+    ftb_count_local(&cell->delivered, 1);
+    return 1;
 }
 
 Py_ssize_t

@@ -43,7 +43,12 @@ Py_ssize_t topic_done(
  * only if delivery->has_caller) or the record could not be had. */
 Py_ssize_t delivery_run(struct delivery *delivery, struct ftb_topic *topic);
 
-/* The same for a class that has no topic of its own. */
+/* Run the handlers of a posted event of the usual kind, that is not timed and has no
+ * context, of a topic without bases whose handlers are plain, and count it as delivered.
+ * Returns 0 if it is of another kind, with nothing done. */
+int delivery_run_posted(BusObject *bus, struct ftb_topic *topic, PyObject *event);
+
+/* As delivery_run, for a class that has no topic of its own. */
 Py_ssize_t delivery_run_bases(struct delivery *delivery, PyObject *class);
 
 /* encode.c: the event as a frozen Buffer that knows its codec, made anew. New reference,

@@ -207,8 +207,14 @@ run_next(struct executing *frame)
         bus_drop_item(bus, item); /* its handlers are gone */
         return;
     }
-    uint64_t start_ns = item_started(frame, item);
+    uint64_t start_ns = FTB_LIKELY(item->stamp_ns == 0) ? 0 : item_started(frame, item);
     if (item->target != NULL && run_shared(frame, item, start_ns)) {
+        return;
+    }
+    if (FTB_LIKELY(
+            item->target != NULL && start_ns == 0
+            && delivery_run_posted(bus, item->target, item->payload))) {
+        Py_DECREF((PyObject *)item->payload);
         return;
     }
     if (item->target != NULL) {
