@@ -183,7 +183,8 @@ bus.close()
 """
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) <= 10
+    # CPython's free lists make some of difference; one object per emit makes 10,000.
+    assert int(done.stdout) < 100
 
 
 def test_records_of_short_threads_are_used_again() -> None:
