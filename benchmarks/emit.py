@@ -99,6 +99,28 @@ def kind_suite() -> Suite:
     return Suite("kinds of handlers", cases, comparisons, note)
 
 
+def timing_suite(n: int) -> Suite:
+    """What counting costs, and timing some or all of the events."""
+    kinds: dict[str, dict[str, Any]] = {
+        "stats=False": {"stats": False},
+        "counters": {"timing": "off"},
+        "sampled": {"timing": "sampled"},
+        "all timed": {"timing": "all"},
+    }
+    handlers = peers.functions(n)
+    cases = [EMPTY]
+    cases += [
+        Case(name, partial(peers.bound, handlers, **options), EMPTY.name, threads=(1,))
+        for name, options in kinds.items()
+    ]
+    comparisons = [
+        Comparison("counters", "stats=False", "time", 1.03),
+        Comparison("sampled", "counters", "time", 1.08),
+        Comparison("all timed", "counters", "time"),
+    ]
+    return Suite(f"timing, {n} handler{'s'[: n - 1]}", cases, comparisons)
+
+
 # Many topics
 
 
@@ -281,6 +303,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         handler_suite(4, 0.75, {}),
         handler_suite(16, None, {}),
         kind_suite(),
+        timing_suite(1),
+        timing_suite(4),
         topic_suite(options.most),
     ]
     emits = min(ALLOCATION_EMITS, options.most)

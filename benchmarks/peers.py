@@ -87,15 +87,19 @@ def hand(handlers: Sequence[Any], new_event: Callable[[], object] = object) -> B
     return lambda thread: partial(run_hand, handlers_by_key, new_event())
 
 
-def bus_with(handlers: Sequence[Any]) -> ftbus.EventBus:
-    bus = ftbus.EventBus()
+def bus_with(handlers: Sequence[Any], **options: Any) -> ftbus.EventBus:
+    bus = ftbus.EventBus(**options)
     for handle in handlers:
         bus.subscribe("key", handle)
     return bus
 
 
-def bound(handlers: Sequence[Any], new_event: Callable[[], object] = object) -> Bind:
-    topic = bus_with(handlers).topic("key")
+def bound(
+    handlers: Sequence[Any],
+    new_event: Callable[[], object] = object,
+    **options: Any,
+) -> Bind:
+    topic = bus_with(handlers, **options).topic("key")
     return lambda thread: partial(run_bound, topic.emit, new_event())
 
 

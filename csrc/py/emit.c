@@ -217,6 +217,17 @@ emit_first(struct ftb_thread *thread, struct ftb_topic *topic, PyObject *event)
                : NULL;
 }
 
+/* Whether the snapshot has no other flag than that its events are sampled, and this one is
+ * not to be timed. */
+static inline int
+is_passed_over(
+    struct ftb_thread *thread, const struct ftb_snapshot *snapshot, uint64_t version)
+{
+    return FTB_LIKELY(
+        snapshot->version == (version | FTB_VERSION_FLAGGED)
+        && snapshot->flags == FTB_SNAPSHOT_SAMPLED && --thread->sample_left > 0);
+}
+
 /* The usual emit, without a branch more than it needs: everything unusual goes to the
  * functions above. */
 static inline PyObject *
@@ -234,7 +245,9 @@ emit_on_topic(struct ftb_thread *thread, struct ftb_topic *topic, PyObject *even
         return emit_any(bus_of(topic), topic, event);
     }
     /* relaxed: the owner's own */
-    if (FTB_UNLIKELY(snapshot->version != ftb_load_relaxed(&cell->version))) {
+    uint64_t version = ftb_load_relaxed(&cell->version);
+    if (FTB_UNLIKELY(snapshot->version != version)
+        && !is_passed_over(thread, snapshot, version)) {
         return emit_flagged(thread, topic, cell, snapshot, event);
     }
     return emit_plain(thread, topic, cell, snapshot, event);
