@@ -308,8 +308,11 @@ wait_quiet(SubscriptionObject *self)
         Py_END_ALLOW_THREADS
     }
     ftb_quiet_end(&wait);
+    if (result != FTB_OK) {
+        return -1;
+    }
     ftb_reclaim();
-    return result == FTB_OK ? 0 : -1;
+    return 0;
 }
 
 static PyObject *
