@@ -90,6 +90,7 @@ bench: setup $(BENCH_VENV)/.packages ## compare with other libraries (BENCH_ARGS
 	$(BENCH) benchmarks/map.py $(BENCH_ARGS)
 	PYTHON_GIL=0 $(BENCH) benchmarks/buffers.py $(BENCH_ARGS)
 	$(BENCH) benchmarks/dispatch.py $(BENCH_ARGS)
+	$(BENCH) benchmarks/histograms.py
 
 models: ## search the models of the lock-free pieces (needs Debian's relacy-dev)
 	$(MAKE) -j$(CORES) -C csrc models

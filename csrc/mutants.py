@@ -32,6 +32,7 @@ from typing import NamedTuple
 
 from mutants_arena import ARENA
 from mutants_base import Mutant
+from mutants_counters import COUNTERS
 from mutants_orders import KEPT, MIRRORED, accesses, order_changed, uncovered
 from mutants_queue import QUEUE
 from mutants_readers import READERS
@@ -75,7 +76,7 @@ def check_of(name: str) -> Check:
     return model(rest) if kind == "model" else c_test(kind.removeprefix("test_"), rest)
 
 
-MUTANTS: tuple[Mutant, ...] = (*QUEUE, *READERS, *TOPICS, *ARENA)
+MUTANTS: tuple[Mutant, ...] = (*QUEUE, *READERS, *TOPICS, *COUNTERS, *ARENA)
 
 
 def build(folder: Path, check: Check) -> None:

@@ -118,7 +118,28 @@ SHARES = (
     "all handlers itself, one after another"
 )
 
+SEQLOCK = (
+    "what is between the two of seq may not be seen outside them; on x86 stores, and "
+    "loads, keep their order among themselves"
+)
+
 KEPT = (
+    Kept("core/ftb_tally.c", "ftb_store_release(&tally->calls", ("relaxed",), SEQLOCK),
+    Kept("core/ftb_tally.c", "ftb_store_release(&ledger->mark", ("relaxed",), SEQLOCK),
+    Kept("core/ftb_tally.c", "ftb_store_release(&cell->version", ("relaxed",), SEQLOCK),
+    Kept("core/ftb_tally.c", "ftb_store_release(&ledger->seq", ("relaxed",), SEQLOCK),
+    Kept("core/ftb_tally.c", "ftb_load_acquire(&cell->version", ("relaxed",), SEQLOCK),
+    Kept("core/ftb_tally.c", "ftb_load_acquire(&cell->emitted", ("relaxed",), SEQLOCK),
+    Kept("core/ftb_tally.c", "ftb_load_acquire(&cell->ledger", ("relaxed",), SEQLOCK),
+    Kept("core/ftb_tally.c", "ftb_load_acquire(&ledger->mark", ("relaxed",), SEQLOCK),
+    Kept("core/ftb_tally.c", "ftb_load_acquire(&tally->calls", ("relaxed",), SEQLOCK),
+    Kept("core/ftb_tally.c", "ftb_load_acquire(&ledger->seq", ("relaxed",), SEQLOCK),
+    Kept(
+        "core/ftb_topic.c",
+        "ftb_store_seq_cst(&bus->is_observed",
+        ("release", "relaxed"),
+        "the stripes' locks, which are taken next, order it",
+    ),
     Kept(
         "core/ftb_chain.h",
         "ftb_load_acquire(&chain->push_level)",

@@ -1,4 +1,4 @@
-"""The mutants of topics: snapshots of handlers, waits for them, counters.
+"""The mutants of topics: snapshots of handlers, waits for them.
 
 See mutants.py.
 """
@@ -11,7 +11,6 @@ SNAPSHOT = "core/ftb_snapshot.c"
 TOPIC = "core/ftb_topic.c"
 TOPIC_H = "core/ftb_topic.h"
 QUIET = "core/ftb_quiet.c"
-SHARD = "core/ftb_shard.c"
 
 TOPICS: tuple[Mutant, ...] = (
     # Snapshots and topics.
@@ -156,51 +155,5 @@ TOPICS: tuple[Mutant, ...] = (
         "    waits = NULL;\n}",
         "}",
         ("test_quiet",),
-    ),
-    # Counters.
-    Mutant(
-        "shard-page-relaxed",
-        SHARD,
-        "ftb_store_release(&directory->pages",
-        "ftb_store_relaxed(&directory->pages",
-        ("test_shard thread",),
-    ),
-    Mutant(
-        "shard-directory-relaxed",
-        SHARD,
-        "ftb_store_release(&shard->directory",
-        "ftb_store_relaxed(&shard->directory",
-        ("test_shard thread",),
-    ),
-    Mutant(
-        "shard-page-load",
-        SHARD,
-        "ftb_load_acquire(&directory",
-        "ftb_load_relaxed(&directory",
-        ("test_shard thread",),
-    ),
-    Mutant(
-        "shard-directory-load",
-        SHARD,
-        "ftb_load_acquire(&shard",
-        "ftb_load_relaxed(&shard",
-        ("test_shard thread",),
-    ),
-    Mutant(
-        "shard-frees-old-directory",
-        SHARD,
-        "    ftb_store_release(&shard->directory, grown); "
-        "/* pairs with ftb_shard_sum */\n",
-        "    ftb_store_release(&shard->directory, grown);\n"
-        "    ftb_free(old);\n"
-        "    grown->shorter = NULL;\n",
-        ("test_shard thread",),
-    ),
-    Mutant(
-        "shard-id-unzeroed",
-        SHARD,
-        "ftb_thread_each(zero_one, &id);",
-        "(void)zero_one;",
-        ("test_shard",),
     ),
 )

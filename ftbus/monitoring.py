@@ -48,7 +48,11 @@ def timing_options(timing: object, interval: object, counting: object) -> int:
         raise InvalidOptionError("timing_interval", interval, f"1 to {_INTERVAL_MAX}")
     if not isinstance(counting, bool):
         raise InvalidOptionError("stats", counting, "True or False")
-    return TIMINGS.index(timing) if counting else 0
+    if not counting:
+        return 0
+    # One thread has one countdown: with an interval of 1 it must not be asked.
+    every = timing == "sampled" and interval == 1
+    return TIMINGS.index("all" if every else timing)
 
 
 class Monitor:

@@ -169,10 +169,8 @@ def test_methods_are_optional_but_not_all() -> None:
         def __init__(self) -> None:
             self.errors: list[object] = []
 
-        def failed(
-            self, key: object, handler: object, event: object, e: object
-        ) -> None:
-            self.errors.append(e)
+        def failed(self, *arguments: object) -> None:
+            self.errors.append(arguments[-1])
 
     with EventBus() as bus:
         observer = OnlyFailed()
@@ -221,7 +219,8 @@ def test_observers_come_and_go_while_threads_emit() -> None:
                 n += bus.emit(n % 5)
             return n
 
-        assert bus.stats().handled == sum(run_threads(3, work)) or True
+        assert bus.stats().handled == 0
+        assert sum(run_threads(3, work)) == bus.stats().handled
         assert bus.stats().handled == bus.stats().emitted
         assert sum(row.calls for row in bus.stats().handlers) == bus.stats().handled
 

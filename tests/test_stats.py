@@ -283,3 +283,178 @@ def test_stats_hold_no_handlers_and_no_events() -> None:
         gc.collect()
         assert reference() is None
         assert stats.handled == 1
+
+
+def test_events_without_handlers_are_counted() -> None:
+    with EventBus(workers=1) as bus:
+        bus.topic("empty")
+        bus.emit("empty")
+        bus.emit("unnamed")
+        bus.post("empty")
+        assert bus.drain(WAIT)
+        bus.on("empty", lambda event: None)
+        bus.emit("empty")
+        stats = bus.stats()
+        assert stats.topic("empty").unheard == 2
+        assert stats.unheard == 3
+        assert stats.emitted == 3
+        assert stats.handlers[0].calls == 1
+
+
+def test_lookups_are_counted_where_they_happen() -> None:
+    with EventBus() as bus:
+        bus.on("key", lambda event: None)
+        key = "".join(["k", "ey"])  # a new object, which no front cache knows
+        bus.emit(key)
+        bus.emit("unnamed")
+        bus.topic("key").emit()
+        for _ in range(10):
+            bus.topic("key").emit()
+        lookups = bus.stats().lookups
+        assert (lookups.hits, lookups.misses, lookups.avoided) == (1, 1, 11)
+        bus.reset_stats()
+        assert bus.stats().lookups.avoided == 0
+
+
+def test_failures_are_counted_by_type_with_the_last_traceback() -> None:
+    class Odd(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    def fail(event: int) -> None:
+        raise (ValueError if event % 2 else LookupError)(f"event {event}")
+
+    with EventBus(workers=1, on_error=lambda *_: None) as bus:
+        bus.on("key", fail)
+        for n in range(3):
+            with pytest.raises(HandlerErrors):
+                bus.emit("key", n)
+        bus.post("key", 3)
+        with pytest.raises(HandlerErrors):
+            bus.call("key", 5).result(WAIT)
+        assert bus.drain(WAIT)
+
+        def odd(event: object) -> None:
+            raise Odd
+
+        bus.on("odd", odd)
+        bus.post("odd")
+        assert bus.drain(WAIT)
+        value, look_up, strange = bus.stats().errors
+        assert (value.type, value.count) == ("builtins.ValueError", 3)
+        assert value.traceback.startswith("Traceback (most recent call last):\n")
+        assert value.traceback.endswith("ValueError: event 5")
+        assert 'raise (ValueError if event % 2 else LookupError)(f"' in value.traceback
+        assert (look_up.count, look_up.key) == (2, "'key'")
+        assert look_up.handler.endswith("fail")
+        assert strange.traceback.endswith("Odd: <unprintable>")
+        failed = {row.key: row.failed for row in bus.stats().handlers}
+        assert failed == {"key": 5, "odd": 1}
+        before = bus.stats()
+        with pytest.raises(HandlerErrors):
+            bus.emit("key", 1)
+        [only] = bus.stats().since(before).errors
+        assert (only.type, only.count) == ("builtins.ValueError", 1)
+
+
+def test_failures_hold_no_exception_and_no_frame() -> None:
+    import weakref
+
+    class Payload:
+        pass
+
+    def fail(event: object) -> None:
+        raise ValueError
+
+    with EventBus(errors="log", on_error=lambda *_: None) as bus:
+        bus.on("key", fail)
+        payload = Payload()
+        reference = weakref.ref(payload)
+        bus.emit("key", payload)
+        stats = bus.stats()
+        del payload
+        gc.collect()
+        assert reference() is None
+        assert stats.errors[0].count == 1
+
+
+def test_rates_reach_back_to_what_was_read() -> None:
+    with EventBus() as bus:
+        bus.on("key", lambda event: None)
+        for _ in range(100):
+            bus.emit("key")
+        rates = bus.stats().rates
+        assert [rate.window_s for rate in rates] == [1, 10, 60]
+        for rate in rates:
+            assert 0 < rate.seconds <= bus.stats().uptime_s
+            assert rate.emitted * rate.seconds == pytest.approx(100)
+            assert rate.handled == rate.emitted
+            assert rate.dropped == rate.posted == 0
+
+
+def test_rates_of_each_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ftbus import monitoring
+
+    clock = [1000.0]
+    monkeypatch.setattr(monitoring.time, "monotonic", lambda: clock[0])
+    with EventBus() as bus:
+        bus.on("key", lambda event: None)
+        for second in range(200):
+            for _ in range(second):
+                bus.emit("key")
+            clock[0] += 1
+            rates = bus.stats().rates
+        one, ten, sixty = rates
+        assert (one.seconds, ten.seconds, sixty.seconds) == (1, 10, 60)
+        assert one.emitted == 199
+        assert ten.emitted == sum(range(190, 200)) / 10
+        assert sixty.emitted == sum(range(140, 200)) / 60
+        assert len(bus._monitor._past) < 130  # it does not grow for ever
+
+
+def test_an_exact_reading_says_the_same_at_a_quiet_moment() -> None:
+    with EventBus(workers=2, timing="all") as bus:
+        for key in range(5):
+            bus.on(key, lambda event: None)
+            bus.emit(key)
+            bus.post(key)
+        assert bus.drain(WAIT)
+        exact, usual = bus.stats(exact=True), bus.stats()
+        assert exact.to_counts() == usual.to_counts()
+        assert exact.handlers == usual.handlers
+        assert exact.times == usual.times
+        assert exact.topic(3) == usual.topic(3)
+
+
+def test_an_exact_reading_is_of_one_moment() -> None:
+    with EventBus() as bus:
+        bus.on("key", lambda event: None)
+        bus.on("key", lambda event: None)
+        is_over = threading.Event()
+
+        def work(index: int) -> None:
+            if index == 0:
+                for _ in range(50):
+                    row = bus.stats(exact=True).topic("key")
+                    assert row.handled == 2 * row.emitted
+                is_over.set()
+            while not is_over.is_set():
+                bus.emit("key")
+
+        run_threads(4, work)
+        assert bus.stats().handled == 2 * bus.stats().emitted
+
+
+def test_handler_rows_are_named_and_ordered() -> None:
+    class Listener:
+        def handle(self, event: object) -> None: ...
+
+    listener = Listener()
+    with EventBus() as bus:
+        bus.on("key", print, priority=-1)
+        bus.on("key", listener.handle, weak=True)
+        names = [row.name for row in bus.stats().handlers_of("key")]
+        assert names[0] == "builtins.print"
+        assert names[1].endswith("Listener.handle")
+        bus.off("key", print)
+        assert len(bus.stats().handlers) == 1

@@ -90,8 +90,7 @@ ftb_shard_cell_make_local(struct ftb_shard *shard, uint32_t id)
         if (page == NULL) {
             return NULL;
         }
-        ftb_store_release(
-            &directory->pages[page_ix], page); /* pairs with ftb_shard_cell_find */
+        ftb_store_release(&directory->pages[page_ix], page); /* for readers */
     }
     return &page->cells[id % FTB_PAGE_CELLS];
 }
@@ -103,8 +102,7 @@ ftb_cell_ledger_local(struct ftb_cell *cell)
     if (ledger == NULL) {
         ledger = ftb_alloc(sizeof *ledger);
         if (ledger != NULL) {
-            ftb_store_release(
-                &cell->ledger, ledger); /* its zeros; pairs with readers */
+            ftb_store_release(&cell->ledger, ledger); /* with its zeros */
         }
     }
     return ledger;

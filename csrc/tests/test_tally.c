@@ -1,0 +1,352 @@
+/* ftb_tally.h: the calls of each handler are those that were made, whoever comes and goes.
+ *
+ * Emits here do what csrc/py/emit.c does: count a whole run in the cell, everything else
+ * one by one. */
+#include "fakes.h"
+
+#include "ftb_tally.h"
+
+enum { STEADY_N = 3 };
+
+static struct ftb_cell *
+cell_of(struct ftb_thread *thread, struct ftb_topic *topic)
+{
+    struct ftb_cell *cell = ftb_shard_cell_local(thread->shard, ftb_topic_id(topic));
+    CHECK(cell != NULL);
+    return cell;
+}
+
+static void
+tally_one(struct ftb_thread *thread, struct ftb_handler *handler)
+{
+    struct ftb_tally *tally = ftb_tally_local(handler, thread);
+    CHECK(tally != NULL);
+    ftb_count_local(&tally->calls, 1);
+}
+
+/* One emit; `inner` runs in the middle of it. */
+static void
+emit_counted(struct ftb_topic *topic, void (*inner)(void *context), void *context)
+{
+    struct ftb_thread *thread = ftb_thread_current();
+    struct ftb_cell *cell = cell_of(thread, topic);
+    struct ftb_snapshot *snapshot = ftb_topic_hold(thread, topic);
+    if (snapshot == NULL) {
+        ftb_cell_emitted_apart_local(cell);
+        return;
+    }
+    bool is_plain = snapshot->flags == 0;
+    if (is_plain) {
+        ftb_tally_sync(thread, cell, snapshot);
+    }
+    if (inner != NULL) {
+        inner(context);
+    }
+    for (uint32_t i = 0; i < snapshot->n; i++) {
+        struct fake *fake = ftb_snapshot_handlers(snapshot)[i]->func;
+        ftb_add_relaxed(&fake->runs_n, 1);
+    }
+    if (is_plain && ftb_load_relaxed(&topic->snapshot) == snapshot) {
+        ftb_count_local(&cell->emitted, 1);
+    } else {
+        for (uint32_t i = 0; i < snapshot->n; i++) {
+            tally_one(thread, ftb_snapshot_handlers(snapshot)[i]);
+        }
+        ftb_cell_emitted_apart_local(cell);
+    }
+    ftb_hazard_drop(thread);
+    ftb_reclaim();
+}
+
+static uint64_t
+calls_of(struct ftb_handler *handler)
+{
+    struct ftb_tally_sum sum;
+    struct ftb_histogram_sum time;
+    ftb_histogram_sum_init(&time);
+    ftb_tally_sum(handler, &sum, &time);
+    return sum.calls;
+}
+
+static void
+check_calls(struct ftb_handler *handler)
+{
+    struct fake *fake = handler->func;
+    CHECK(calls_of(handler) == ftb_load_acquire(&fake->runs_n));
+}
+
+/* Bug hunted: runs that go to a handler that came later, that are counted twice, or not. */
+static void
+test_runs_go_to_the_handlers_that_ran(void)
+{
+    struct ftb_bus *bus = bus_new();
+    struct ftb_topic *topic = topic_of(bus, "runs");
+    struct fake fakes[4];
+    struct ftb_handler *handlers[4];
+    emit_counted(topic, NULL, NULL); /* before there is any */
+    for (int i = 0; i < 4; i++) {
+        fake_init(&fakes[i]);
+        handlers[i] = subscribe(topic, &fakes[i], i, i == 2 ? FTB_HANDLER_WEAK : 0);
+        for (int n = 0; n <= i; n++) {
+            emit_counted(topic, NULL, NULL);
+            for (int k = 0; k <= i; k++) {
+                check_calls(handlers[k]);
+            }
+        }
+    }
+    for (int i = 3; i >= 0; i--) { /* 2 is special: its going makes runs plain again */
+        cancel(handlers[i]);
+        emit_counted(topic, NULL, NULL);
+        ftb_tally_run_local(cell_of(ftb_thread_current(), topic));
+        for (int k = 0; k < i; k++) {
+            if (i <= 2) { /* such a run is one of the cell's version */
+                ftb_add_relaxed(&fakes[k].runs_n, 1);
+            }
+        }
+        if (i > 2) { /* there was no version yet: take it back */
+            struct ftb_cell *cell = cell_of(ftb_thread_current(), topic);
+            struct ftb_ledger *ledger = ftb_cell_ledger_local(cell);
+            ftb_count_local(&ledger->mark, 1);
+        }
+        for (int k = 0; k < i; k++) {
+            check_calls(handlers[k]);
+        }
+    }
+    for (int i = 0; i < 4; i++) {
+        ftb_handler_release(handlers[i]);
+    }
+    bus_end(bus);
+}
+
+struct churn {
+    struct ftb_topic *topic;
+    struct ftb_handler *steady[STEADY_N];
+    struct fake fakes[STEADY_N];
+    ftb_atomic(uint32_t) left;
+    long rounds;
+};
+
+static void
+come_and_go(void *context)
+{
+    struct churn *churn = context;
+    struct fake *fake = ftb_alloc(sizeof *fake);
+    CHECK(fake != NULL);
+    fake_init(fake);
+    struct ftb_handler *handler = subscribe(churn->topic, fake, 1, 0);
+    emit_counted(churn->topic, NULL, NULL);
+    cancel(handler);
+    ftb_handler_release(handler);
+    while (ftb_load_acquire(&fake->released_n) == 0) { /* an emit may hold it */
+        ftb_reclaim();
+        sched_yield();
+    }
+    ftb_free(fake);
+}
+
+/* Bug hunted: a fold that misses runs of the old handlers, or gives them to the new. */
+static void
+test_nested_changes_are_not_mistaken(void)
+{
+    struct ftb_bus *bus = bus_new();
+    struct churn churn = {.topic = topic_of(bus, "nested")};
+    for (int i = 0; i < STEADY_N; i++) {
+        fake_init(&churn.fakes[i]);
+        churn.steady[i] = subscribe(churn.topic, &churn.fakes[i], 0, 0);
+        for (int n = 0; n < 5; n++) {
+            emit_counted(churn.topic, NULL, NULL);
+            emit_counted(churn.topic, come_and_go, &churn);
+            emit_counted(churn.topic, NULL, NULL);
+            for (int k = 0; k <= i; k++) {
+                check_calls(churn.steady[k]);
+            }
+        }
+    }
+    for (int i = 0; i < STEADY_N; i++) {
+        cancel(churn.steady[i]);
+        ftb_handler_release(churn.steady[i]);
+    }
+    bus_end(bus);
+}
+
+/* Bug hunted: calls lost or doubled between a fold and a reader, or that go backwards. */
+static void
+churn_body(int ix, void *context)
+{
+    struct churn *churn = context;
+    if (ix < 3) {
+        for (long n = 0; n < churn->rounds; n++) {
+            if (ix == 0 && n % 20 == 0) {
+                come_and_go(churn);
+            } else {
+                emit_counted(churn->topic, NULL, NULL);
+            }
+        }
+        ftb_sub_acq_rel(&churn->left, 1);
+        return;
+    }
+    uint64_t before[STEADY_N] = {0};
+    while (ftb_load_acquire(&churn->left) > 0) {
+        for (int i = 0; i < STEADY_N; i++) {
+            uint64_t now = calls_of(churn->steady[i]);
+            CHECK(now >= before[i]);
+            before[i] = now;
+        }
+    }
+}
+
+static void
+test_calls_under_churn_add_up(void)
+{
+    struct ftb_bus *bus = bus_new();
+    struct churn churn = {
+        .topic = topic_of(bus, "churn"), .left = 3, .rounds = scaled(20000)};
+    for (int i = 0; i < STEADY_N; i++) {
+        fake_init(&churn.fakes[i]);
+        churn.steady[i] = subscribe(churn.topic, &churn.fakes[i], 0, 0);
+    }
+    run_threads(5, churn_body, &churn);
+    for (int i = 0; i < STEADY_N; i++) {
+        check_calls(churn.steady[i]);
+        CHECK(calls_of(churn.steady[i]) >= (uint64_t)churn.rounds * 3);
+        cancel(churn.steady[i]);
+        ftb_handler_release(churn.steady[i]);
+    }
+    bus_end(bus);
+}
+
+/* Bug hunted: a fold that loses the total when it has no memory for the tallies. */
+static void
+test_without_memory_totals_are_right(void)
+{
+    struct ftb_bus *bus = bus_new();
+    struct ftb_topic *topic = topic_of(bus, "memory");
+    struct fake fakes[2];
+    struct ftb_handler *handlers[2];
+    fake_init(&fakes[0]);
+    handlers[0] = subscribe(topic, &fakes[0], 0, 0);
+    for (int n = 0; n < 3; n++) {
+        emit_counted(topic, NULL, NULL);
+    }
+    fake_init(&fakes[1]);
+    handlers[1] = subscribe(topic, &fakes[1], 0, 0);
+    struct ftb_thread *thread = ftb_thread_current();
+    struct ftb_snapshot *snapshot = ftb_topic_hold(thread, topic);
+    ftb_fault_alloc(0);
+    ftb_tally_sync(thread, cell_of(thread, topic), snapshot);
+    ftb_fault_alloc(-1);
+    ftb_hazard_drop(thread);
+    emit_counted(topic, NULL, NULL);
+    struct ftb_totals totals = {0};
+    ftb_shard_sum(ftb_topic_id(topic), &totals);
+    CHECK(totals.emitted == 4);
+    for (int i = 0; i < 2; i++) {
+        cancel(handlers[i]);
+        ftb_handler_release(handlers[i]);
+    }
+    bus_end(bus);
+}
+
+static struct ftb_histogram_sum *
+sums_new(void)
+{
+    struct ftb_histogram_sum *sums = ftb_alloc((FTB_TIMES_N + 1) * sizeof *sums);
+    CHECK(sums != NULL);
+    for (int i = 0; i <= FTB_TIMES_N; i++) {
+        ftb_histogram_sum_init(&sums[i]);
+    }
+    return sums;
+}
+
+/* Bug hunted: a time in the wrong place, or that dies with its thread. */
+static void
+times_body(int ix, void *context)
+{
+    struct churn *churn = context;
+    struct ftb_thread *thread = ftb_thread_current();
+    struct ftb_cell *cell = cell_of(thread, churn->topic);
+    if (ix >= 4) { /* a reader */
+        struct ftb_histogram_sum *sums = sums_new();
+        while (ftb_load_acquire(&churn->left) > 0) {
+            struct ftb_tally_sum calls;
+            (void)ftb_shard_times(ftb_topic_id(churn->topic), sums);
+            ftb_tally_sum(churn->steady[0], &calls, &sums[FTB_TIMES_N]);
+        }
+        ftb_free(sums);
+        return;
+    }
+    struct ftb_tally *tally = ftb_tally_local(churn->steady[0], thread);
+    CHECK(tally != NULL);
+    for (int n = 0; n < 100; n++) {
+        ftb_tally_record_local(tally, (uint64_t)(1000 + ix));
+        ftb_cell_record_local(cell, FTB_TIME_EMIT, (uint64_t)(2000 + ix));
+    }
+    ftb_sub_acq_rel(&churn->left, 1);
+}
+
+static void
+test_times_of_all_threads_add_up(void)
+{
+    struct ftb_bus *bus = bus_new();
+    struct churn churn = {.topic = topic_of(bus, "times"), .left = 4};
+    fake_init(&churn.fakes[0]);
+    churn.steady[0] = subscribe(churn.topic, &churn.fakes[0], 0, 0);
+    run_threads(6, times_body, &churn);
+    struct ftb_histogram_sum *sums = sums_new();
+    CHECK(ftb_shard_times(ftb_topic_id(churn.topic), sums));
+    CHECK(sums[FTB_TIME_EMIT].min_ns == 2000 && sums[FTB_TIME_EMIT].max_ns == 2003);
+    CHECK(sums[FTB_TIME_EMIT].sum_ns == 100 * (4 * 2000 + 6));
+    CHECK(sums[FTB_TIME_WAIT].sum_ns == 0);
+    struct ftb_tally_sum calls;
+    ftb_tally_sum(churn.steady[0], &calls, &sums[FTB_TIMES_N]);
+    CHECK(sums[FTB_TIMES_N].sum_ns == 100 * (4 * 1000 + 6));
+    ftb_free(sums);
+    cancel(churn.steady[0]);
+    ftb_handler_release(churn.steady[0]);
+    bus_end(bus);
+}
+
+/* Bug hunted: a choice that is seen before what is in it, or not found. */
+static void
+choices_body(int ix, void *context)
+{
+    struct churn *churn = context;
+    struct ftb_bus *bus = churn->topic->bus;
+    if (ix == 0) {
+        for (long n = 0; n < 200; n++) {
+            char name[16];
+            snprintf(name, sizeof name, "%ld", n);
+            struct ftb_topic *topic = topic_of(bus, name);
+            CHECK(ftb_topic_timing(topic) == FTB_TIMING_OFF);
+            CHECK(ftb_topic_set_timing(topic, FTB_TIMING_ALL) == FTB_OK);
+            CHECK(ftb_topic_timing(topic) == FTB_TIMING_ALL);
+        }
+        ftb_store_release(&churn->left, 0);
+        return;
+    }
+    while (ftb_load_acquire(&churn->left) > 0) {
+        CHECK(ftb_topic_timing(churn->topic) == FTB_TIMING_OFF);
+    }
+}
+
+static void
+test_topics_have_the_timing_they_chose(void)
+{
+    struct ftb_bus *bus = bus_new();
+    struct churn churn = {.topic = topic_of(bus, "choices"), .left = 1};
+    run_threads(3, choices_body, &churn);
+    bus_end(bus);
+}
+
+int
+main(void)
+{
+    fakes_begin();
+    RUN(test_runs_go_to_the_handlers_that_ran);
+    RUN(test_nested_changes_are_not_mistaken);
+    RUN(test_calls_under_churn_add_up);
+    RUN(test_without_memory_totals_are_right);
+    RUN(test_times_of_all_threads_add_up);
+    RUN(test_topics_have_the_timing_they_chose);
+    return 0;
+}
