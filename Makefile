@@ -3,6 +3,8 @@
 
 KIND ?= ft
 VENV ?= .venv
+MINUTES ?= 3
+SOAK_ARGS ?=
 DEMO_ARGS ?= --seconds 10 --players 64
 PYTEST_ARGS ?=
 BENCH_ARGS ?= --quick
@@ -31,7 +33,7 @@ SITE = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib
 $(foreach venv,$(VENV) $(BENCH_VENV),\
     $(shell test -x $(venv)/bin/python || rm -f $(venv)/.packages))
 
-.PHONY: help demo setup test stress test-gil test-parallel test-asan test-tsan check \
+.PHONY: help demo setup test stress soak test-gil test-parallel test-asan test-tsan check \
         check-san bench models mutants format lint clean distclean
 
 help: ## list the targets
@@ -60,6 +62,9 @@ test: setup check ## the C core's tests, then the Python tests (PYTEST_ARGS="-k 
 
 stress: setup ## the stress tests (STRESS_ARGS="--count 20", FTB_SCALE, FTB_SEED)
 	$(PYTEST) stress -n logical $(STRESS_ARGS)
+
+soak: setup ## minutes of steady load; nothing may grow (MINUTES=3, SOAK_ARGS="--rate 8000")
+	$(PYTHON) stress/soak.py --minutes $(MINUTES) $(SOAK_ARGS)
 
 test-gil: ## the Python tests on an ordinary interpreter, with the GIL
 	$(MAKE) KIND=gil VENV=.venv-gil test
