@@ -94,6 +94,7 @@ class EventBus(_core.Bus):
         "_closing",
         "_codec",
         "_handles",
+        "_is_forked",
         "_lock",
         "_monitor",
         "_numa",
@@ -157,6 +158,7 @@ class EventBus(_core.Bus):
         self._threads: list[threading.Thread] = []
         self._handles: dict[int, Topic] | None = None
         self._closing = False
+        self._is_forked = False  # this is a fork's child, the workers are not
         self._closers: set[threading.Thread] = set()
         self._sinks: set[Any] = set()  # streams to end when this is closed
         self._batches: set[Any] = set()  # handlers that hold events
@@ -424,9 +426,10 @@ class EventBus(_core.Bus):
         drain: handle what is queued first; else it is dropped, and counted.
         timeout: seconds for all of it.
 
-        Returns the number of events left unhandled. Idempotent; from any thread, from a
-        handler too (its own events are finished after close returns). Handlers are
-        released. Afterwards emit, post, call and subscribe raise BusClosedError.
+        Returns the number of events left unhandled; 0 in a fork's child, as the parent
+        handles what was queued there. Idempotent; from any thread, from a handler too
+        (its own events are finished after close returns). Handlers are released.
+        Afterwards emit, post, call and subscribe raise BusClosedError.
         """
         return dispatch.close(self, drain=drain, timeout=timeout)
 

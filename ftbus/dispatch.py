@@ -131,7 +131,7 @@ def close(bus: EventBus, *, drain: bool, timeout: float) -> int:
     left += sum(batch.discard() for batch in _batches(bus))
     stuck = _join(bus, deadline)
     left += bus._drop_queued()  # what a running partition held back before
-    if not stuck:
+    if not stuck and not bus._is_forked:
         left += _drop_latecomers(bus)
     left += bus._unstarted()  # what this thread took together with its own event
     bus._clear_handlers()
@@ -143,14 +143,15 @@ def close(bus: EventBus, *, drain: bool, timeout: float) -> int:
         bus._handles.clear()
     if is_first:
         buffers._report_bus(bus)
+    if bus._is_forked:
+        return 0
     return left + bus.stats().pending if stuck else left
 
 
 def _drop_latecomers(bus: EventBus) -> int:
     """Drop what was admitted before the close, but is being put into the queue now.
 
-    A thread between the two was interrupted for a moment; its event must not stay. In a
-    fork's child that thread may not exist.
+    A thread between the two was interrupted for a moment; its event must not stay.
     """
     deadline = time.monotonic() + _LATECOMERS_S
     pause = threading.Event()

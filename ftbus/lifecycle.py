@@ -69,6 +69,7 @@ def _after_fork_child() -> None:
     for bus in live_buses():
         bus._lock = threading.RLock()
         bus._closers = set()
+        bus._is_forked = bool(bus._threads)
         if bus._timers is not None:
             bus._timers.after_fork_child()
         bus._after_fork_child()
