@@ -101,9 +101,10 @@ class Ledger:
         if kind == FAILING:
             raise ValueError("on purpose")
 
-    def latencies(self) -> list[int]:
+    def latencies(self) -> array[int]:
         """Return how many events fell into each bucket, of all threads."""
-        return [sum(column) for column in zip(*self._latencies.values(), strict=True)]
+        columns = zip(*self._latencies.values(), strict=True)
+        return array("q", [sum(column) for column in columns])
 
 
 def percentile_us(counts: list[int], share: float) -> float:
@@ -209,7 +210,7 @@ class Soak:
         self._rows = array("d", bytes(8 * len(FIELDS) * (seconds + 10)))
         quiet_n = seconds // QUIET_EVERY_S + 2
         self._quiet = array("d", bytes(8 * len(QUIET_FIELDS) * quiet_n))
-        self._counts = [0] * 512
+        self._counts = array("q", bytes(8 * 512))
         self._events_n = 0
         self._read_at = time.monotonic()
 
