@@ -94,6 +94,7 @@ class EventBus(_core.Bus):
         "_closing",
         "_codec",
         "_handles",
+        "_has_ended",
         "_is_forked",
         "_lock",
         "_monitor",
@@ -158,6 +159,7 @@ class EventBus(_core.Bus):
         self._threads: list[threading.Thread] = []
         self._handles: dict[int, Topic] | None = None
         self._closing = False
+        self._has_ended = False  # close() looks for incomplete batches no more
         self._is_forked = False  # this is a fork's child, the workers are not
         self._closers: set[threading.Thread] = set()
         self._sinks: set[Any] = set()  # streams to end when this is closed

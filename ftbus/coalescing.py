@@ -13,6 +13,7 @@ import os
 import threading
 import time
 import weakref
+from contextlib import suppress
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -228,8 +229,9 @@ class BatchHandler(_Coalescing):
         with self._changed:
             self._wait_for_runner(time.monotonic() + _SLOW_S, self._max_events)
             self._events.append(event)
-            self._arm()
-            if len(self._events) < self._max_events or self._runner is not None:
+            self._must_flush |= not self._arm()
+            is_due = self._must_flush or len(self._events) >= self._max_events
+            if not is_due or self._runner is not None:
                 return
             batch = self._take()
         self._run(batch, raises=True)
@@ -289,18 +291,24 @@ class BatchHandler(_Coalescing):
                 return
             self._changed.wait(min(left, threading.TIMEOUT_MAX))
 
-    def _arm(self) -> None:
-        """Have what there is handled in time. Caller holds the lock."""
+    def _arm(self) -> bool:
+        """Have what there is handled in time; return whether somebody will.
+
+        Not after close() has looked for the last time. Caller holds the lock.
+        """
         bus = self._bus()
-        if bus is None or self._timer is not None or not self._events:
-            return
+        if bus is None:
+            return False
+        if self._timer is not None or not self._events:
+            return True
         with bus._lock:
+            if bus._has_ended:
+                return False
             bus._batches.add(self)
-        try:
+        with suppress(BusClosedError):  # close() does it
             timers = timers_of(bus, "batch")
             self._timer = timers.add(self._max_seconds, None, self.queue_flush, "batch")
-        except BusClosedError:
-            return  # close() does it
+        return True
 
     def _take(self) -> list[Any]:
         """Return a batch, to be handled by this thread. Caller holds the lock."""
@@ -325,13 +333,15 @@ class BatchHandler(_Coalescing):
     def _next(self) -> list[Any]:
         """Return the next batch if there is one, else let go."""
         with self._changed:
-            is_due = self._must_flush and self._events
-            if is_due or len(self._events) >= self._max_events:
+            if self._events and (
+                self._must_flush
+                or len(self._events) >= self._max_events
+                or not self._arm()
+            ):
                 batch = self._take()
                 self._changed.notify_all()  # there is space
                 return batch
             self._runner = None
-            self._arm()
             self._changed.notify_all()
             return []
 

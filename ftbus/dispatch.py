@@ -128,6 +128,8 @@ def close(bus: EventBus, *, drain: bool, timeout: float) -> int:
                 batch.flush(deadline)
     bus._stop_pool()
     left = bus._drop_queued()
+    with bus._lock:
+        bus._has_ended = True
     left += sum(batch.discard() for batch in _batches(bus))
     stuck = _join(bus, deadline)
     left += bus._drop_queued()  # what a running partition held back before
