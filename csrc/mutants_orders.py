@@ -175,6 +175,12 @@ KEPT = (
         "on x86 any change of the word is a full barrier before the claim",
     ),
     Kept(
+        "core/ftb_strand.h",
+        "(node = ftb_load_acquire(&node->next))",
+        ("relaxed",),
+        "the next step reads the node that it leads to; on x86 every load acquires",
+    ),
+    Kept(
         "arena/ftb_handle.c",
         "ftb_load_acquire(&block->rc)",
         ("relaxed",),

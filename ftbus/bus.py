@@ -418,7 +418,8 @@ class EventBus(_core.Bus):
         """Wait until every posted event has been handled; return whether that is so.
 
         timeout: seconds, None for as long as it takes. From within a handler, the
-        events this thread is itself handling are not waited for.
+        events this thread is itself handling are not waited for, nor those behind them
+        in their partitions.
         """
         return dispatch.drain(self, timeout)
 
@@ -430,7 +431,8 @@ class EventBus(_core.Bus):
 
         Returns the number of events left unhandled; 0 in a fork's child, as the parent
         handles what was queued there. Idempotent; from any thread, from a handler too
-        (its own events are finished after close returns). Handlers are released.
+        (its own events are finished after close returns, and those behind them in their
+        partitions are left). Handlers are released.
         Afterwards emit, post, call and subscribe raise BusClosedError.
         """
         return dispatch.close(self, drain=drain, timeout=timeout)

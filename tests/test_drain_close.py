@@ -109,6 +109,53 @@ def test_drain_from_handlers_waits_for_the_others_only(workers: int) -> None:
         assert results == [True] * workers
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_drain_from_a_handler_leaves_out_what_waits_behind_it(workers: int) -> None:
+    """In its own partition; the other partitions' events are waited for."""
+    with EventBus(workers=workers) as bus:
+        results: list[tuple[bool, int]] = []
+        others: list[int] = []
+        gate = Gate()
+
+        def handler(event: int) -> None:
+            if event == 0:
+                gate(event)
+                results.append((bus.drain(WAIT), len(others)))
+
+        bus.on("key", handler)
+        bus.on("other", others.append)
+        for n in range(5):
+            bus.post("key", n, partition=1)
+        bus.post_many("other", range(10), partition=lambda n: 2 + n % 3)
+        gate.wait_entered()
+        gate.open()
+        assert bus.drain(WAIT)
+        assert results == [(True, 10)]
+        assert bus.stats().delivered == 15
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_close_from_a_handler_leaves_what_waits_behind_it(drain: bool) -> None:
+    bus = EventBus(workers=2)
+    left: list[int] = []
+    gate = Gate()
+
+    def handler(event: int) -> None:
+        gate(event)
+        left.append(bus.close(drain=drain))
+
+    bus.on("key", handler)
+    for n in range(5):
+        bus.post("key", n, partition=1)
+    gate.wait_entered()
+    gate.open()
+    eventually(lambda: left == [4])
+    assert bus.close() == 0
+    stats = bus.stats()
+    assert (stats.delivered, stats.dropped, stats.pending) == (1, 4, 0)
+    check_conservation(stats)
+
+
 def test_close_drains_and_is_idempotent() -> None:
     bus = EventBus(workers=2)
     seen: list[int] = []

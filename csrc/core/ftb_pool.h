@@ -162,6 +162,15 @@ void ftb_pool_finish(ftb_pool_t *pool, uint32_t worker_ix, struct ftb_batch *bat
  * on their way into a ring. */
 FTB_MUST_USE bool ftb_pool_evict(ftb_pool_t *pool, struct ftb_item *item);
 
+/* How many events wait behind a batch that the calling thread has open: those of its
+ * partition, which nobody can have until it is finished. */
+uint32_t ftb_pool_behind(const struct ftb_batch *batch);
+
+/* Take the oldest of these out of the queue without running it. Returns false if there is
+ * none. */
+FTB_MUST_USE bool ftb_pool_evict_behind(
+    ftb_pool_t *pool, const struct ftb_batch *batch, struct ftb_item *item);
+
 /* Wait until there may be something to take. Returns FTB_OK: look again; FTB_CLOSED: the
  * pool is stopped, leave; or FTB_TIMEOUT. */
 FTB_MUST_USE enum ftb_result

@@ -280,3 +280,26 @@ ftb_pool_evict(ftb_pool_t *pool, struct ftb_item *item)
     ftb_add_relaxed(&pool->evicted, 1); /* relaxed: a statistic */
     return true;
 }
+
+uint32_t
+ftb_pool_behind(const struct ftb_batch *batch)
+{
+    return batch->strand != NULL ? ftb_strand_count_local(batch->strand) : 0;
+}
+
+bool
+ftb_pool_evict_behind(
+    ftb_pool_t *pool, const struct ftb_batch *batch, struct ftb_item *item)
+{
+    struct ftb_node *spent;
+    if (batch->strand == NULL
+        || !ftb_strand_try_pop_local(batch->strand, item, &spent)) {
+        return false;
+    }
+    if (spent != NULL) {
+        ftb_node_free(spent);
+    }
+    (void)ftb__pool_subtract(pool, 1, 1);
+    ftb_add_relaxed(&pool->evicted, 1); /* relaxed: a statistic */
+    return true;
+}

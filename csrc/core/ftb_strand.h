@@ -130,6 +130,18 @@ ftb_strand_try_pop_local(
     return true;
 }
 
+/* How many items are in the strand, without those that are just being linked. */
+static inline uint32_t
+ftb_strand_count_local(const struct ftb_strand *strand)
+{
+    const struct ftb_node *node = ftb_plain_get(&strand->head);
+    uint32_t n = 0;
+    while ((node = ftb_load_acquire(&node->next)) != NULL) {
+        n++;
+    }
+    return n;
+}
+
 /* Let go. Returns true if there is more to run: the caller then still owns the strand and
  * must put its token into a ring, which ends the ownership. */
 static inline bool

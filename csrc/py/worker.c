@@ -30,6 +30,18 @@ bus_executing(BusObject *bus)
     return n;
 }
 
+/* Events of this bus that cannot run before the handlers that this thread is in return:
+ * those it executes itself, and those behind them in their partitions. */
+static uint32_t
+bus_held_up(BusObject *bus)
+{
+    uint32_t n = 0;
+    for (struct executing *e = executing_top; e != NULL; e = e->outer) {
+        n += e->bus == bus ? e->batch->n + ftb_pool_behind(e->batch) : 0;
+    }
+    return n;
+}
+
 uint32_t
 bus_unstarted(BusObject *bus)
 {
@@ -384,10 +396,10 @@ bus_drain(PyObject *self, PyObject *timeout)
         Py_RETURN_TRUE;
     }
     uint64_t deadline_ns = bus_deadline_ns(timeout_ns);
-    uint32_t own_n = bus_executing(bus);
     for (;;) {
         uint64_t slice_end = ftb_now_ns() + SLICE_NS;
         enum ftb_result result;
+        uint32_t own_n = bus_held_up(bus); /* may have become more */
         int helped = own_n > 0 ? bus_help(bus) : 0;
         if (helped < 0) {
             return NULL;
@@ -421,6 +433,12 @@ bus_drop_queued(PyObject *self, PyObject *unused)
     while (pool != NULL && ftb_pool_evict(pool, &item)) {
         bus_drop_item(bus, &item);
         dropped_n++;
+    }
+    for (struct executing *e = executing_top; e != NULL; e = e->outer) {
+        while (e->bus == bus && ftb_pool_evict_behind(pool, e->batch, &item)) {
+            bus_drop_item(bus, &item);
+            dropped_n++;
+        }
     }
     return PyLong_FromSsize_t(dropped_n);
 }

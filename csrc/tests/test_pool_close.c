@@ -51,6 +51,31 @@ test_stop_leaves_the_rest_to_evict(void)
 }
 
 static void
+test_events_behind_an_open_batch_are_counted_and_evicted(void)
+{
+    ftb_pool_t *pool = pool_make(1, 100);
+    struct ftb_batch batch;
+    struct ftb_item item;
+    CHECK(post(pool, 1) == FTB_OK);
+    CHECK(ftb_pool_take(pool, 0, &batch) == 1);
+    CHECK(ftb_pool_behind(&batch) == 0 && !ftb_pool_evict_behind(pool, &batch, &item));
+    ftb_pool_finish(pool, 0, &batch);
+    CHECK(post_strand(pool, 3, 0) == FTB_OK);
+    CHECK(ftb_pool_take(pool, 0, &batch) == 1);
+    for (uintptr_t i = 1; i <= 5; i++) {
+        CHECK(post_strand(pool, 3, i) == FTB_OK && ftb_pool_behind(&batch) == i);
+    }
+    CHECK(post_strand(pool, 4, 6) == FTB_OK); /* of another partition */
+    CHECK(ftb_pool_behind(&batch) == 5 && ftb_pool_queued(pool) == 6);
+    CHECK(ftb_pool_wait_drained(pool, 1 + 5 + 1, FTB_FOREVER) == FTB_OK);
+    CHECK(ftb_pool_evict_behind(pool, &batch, &item));
+    CHECK(ftb_pool_behind(&batch) == 4 && ftb_pool_queued(pool) == 5);
+    ftb_pool_finish(pool, 0, &batch);
+    CHECK(run_all(pool) == 5 && ftb_pool_unfinished(pool) == 0);
+    ftb_pool_free(pool);
+}
+
+static void
 test_waits_meet_their_deadlines(void)
 {
     ftb_pool_t *pool = pool_make(1, 1);
@@ -151,6 +176,7 @@ main(void)
     set_watchdog(60);
     RUN(test_close_lets_the_rest_run);
     RUN(test_stop_leaves_the_rest_to_evict);
+    RUN(test_events_behind_an_open_batch_are_counted_and_evicted);
     RUN(test_waits_meet_their_deadlines);
     RUN(test_one_free_slot_reaches_every_waiter);
     RUN(test_a_handler_may_drain);
