@@ -3,7 +3,7 @@
 Hunts for a queue that takes one more than its size, for a policy that miscounts what it
 drops, for a waiting poster that nobody wakes, and for memory that grows while a
 consumer stands still. FTB_SCALE=50 is a million events for each policy.
-Mutants: pool-bound, pool-space-wakes-nobody, pool-space-not-passed-on.
+Mutants: pool-bound, pool-space-wakes-nobody.
 """
 
 import gc

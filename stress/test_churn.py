@@ -1,9 +1,9 @@
 """Guarantee: an emit sees one set of handlers, whoever subscribes meanwhile.
 
 Hunts for a snapshot that is freed under a reader, for one that is changed, and for
-handlers that outlive their subscription. Must catch the mutants of ftb_reclaim and
-ftb_snapshot (csrc/mutants_readers.py), above all with PYTHONMALLOC=mimalloc_debug or
+handlers that outlive their subscription; above all with PYTHONMALLOC=mimalloc_debug or
 under AddressSanitizer.
+Mutants: topic-frees-at-once.
 """
 
 import gc

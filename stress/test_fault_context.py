@@ -2,7 +2,7 @@
 
 Hunts for a worker that keeps the context of its first poster, for a value that is seen
 by an event of another, and for one that outlives its events.
-Mutants: none, as contexts are Python objects and the C core knows nothing of them.
+Mutants: py-context-not-left.
 """
 
 import contextvars

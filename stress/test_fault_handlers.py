@@ -3,7 +3,7 @@
 Hunts for a failure that is counted twice or not at all, for handlers that a failing one
 keeps from running, for a worker that ends, and for deadlocks of a handler that cancels,
 closes or emits where it runs.
-Mutants: topic-waits-for-any-older.
+Mutants: py-failure-counted-twice.
 """
 
 import random

@@ -2,7 +2,7 @@
 
 Hunts for user code that runs under a lock of the core, for a map that a failing key
 leaves half changed, and for an object that a callback brings back while it is freed.
-Mutants: map-keeps-removed.
+Mutants: topic-frees-at-once.
 """
 
 import gc

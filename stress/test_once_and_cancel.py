@@ -2,7 +2,8 @@
 
 Hunts for two emits that both claim a once-handler, for a claim that is lost between a
 call and its cancellation, and for a handler that starts after cancel(wait=True) has
-returned. Must catch a plain store where ftb_cas_acq_rel claims (special.c, claim.c).
+returned.
+Mutants: py-once-claimed-twice, py-cancel-waits-for-nobody.
 """
 
 import random

@@ -1,9 +1,9 @@
 """Guarantee: per partition first in, first out, one at a time, and nothing lost.
 
 Hunts for events that overtake each other when a strand moves between workers, for two
-workers in one strand, and for events that a close loses between the counters. Must
-catch the mutants of ftb_strand.h and ftb_ring.h (csrc/mutants.py). FTB_SCALE=500 is ten
-million events.
+workers in one strand, and for events that a close loses between the counters.
+FTB_SCALE=500 is ten million events.
+Mutants: strand-let-go-blindly, pool-forgets-partition.
 """
 
 import random
