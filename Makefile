@@ -5,6 +5,7 @@ KIND ?= ft
 VENV ?= .venv
 MINUTES ?= 3
 SOAK_ARGS ?=
+FUZZ_ARGS ?=
 DEMO_ARGS ?= --seconds 10 --players 64
 PYTEST_ARGS ?=
 BENCH_ARGS ?= --quick
@@ -34,8 +35,8 @@ SITE = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib
 $(foreach venv,$(VENV) $(BENCH_VENV),\
     $(shell test -x $(venv)/bin/python || rm -f $(venv)/.packages))
 
-.PHONY: help demo setup test stress soak test-gil test-parallel test-asan test-tsan check \
-        check-san bench models mutants format lint clean distclean
+.PHONY: help demo setup test stress soak fuzz test-gil test-parallel test-asan test-tsan test-refleak check \
+        check-san bench models mutants mutants-stress format lint clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -64,6 +65,12 @@ test: setup check ## the C core's tests, then the Python tests (PYTEST_ARGS="-k 
 stress: setup ## the stress tests (STRESS_ARGS="--count 20", FTB_SCALE, FTB_SEED)
 	$(PYTEST) stress -n logical $(STRESS_ARGS)
 
+fuzz: setup ## feed bad bytes to all that reads bytes (FUZZ_ARGS="--seconds 60 receiver")
+	$(PYTHON) stress/fuzz.py $(FUZZ_ARGS)
+
+mutants-stress: setup ## break the extension in the ways that stress tests name
+	$(PYTHON) stress/mutate.py $(MUTANTS)
+
 soak: setup ## minutes of steady load; nothing may grow (MINUTES=3, SOAK_ARGS="--rate 8000")
 	$(PYTHON) stress/soak.py --minutes $(MINUTES) $(SOAK_ARGS)
 
@@ -88,6 +95,17 @@ test-tsan: setup ## the Python tests, interpreter and extension under ThreadSani
 	FTBUS_LIB=$(SAN_LIB) PYTHONSAFEPATH=1 PYTHONPATH=$(SAN_LIB):$(SITE) \
 	TSAN_OPTIONS=suppressions=$(CURDIR)/tools/tsan.supp:handle_segv=0:exitcode=66 \
 	"$$python" $(SAN_PYTEST) $(PYTEST_ARGS)
+
+REFLEAK_TESTS ?= tests/test_bus.py tests/test_post.py tests/test_call.py \
+                 tests/test_handlers.py tests/test_errors.py tests/test_context.py \
+                 tests/test_drain_close.py tests/test_overflow.py tests/test_buffers.py \
+                 tests/test_striped_map_references.py tests/test_streams.py
+test-refleak: setup ## references that tests leak, on a debug build (REFLEAK_TESTS=tests)
+	python=$$(python3 tools/interpreter.py --kind debug) && \
+	export PYTHONPATH=$(SITE) FTBUS_WERROR=0 && \
+	"$$python" setup.py --quiet build --build-lib build/debug/lib && \
+	FTBUS_LIB=build/debug/lib PYTHONSAFEPATH=1 PYTHONPATH=build/debug/lib:$(SITE) \
+	"$$python" tools/refleak.py -R 3:3 $(REFLEAK_TESTS) --timeout 900
 
 # The other libraries have a venv of their own, so that no test can come to need them.
 # cffi, which the buffers are compared with, would turn the GIL on.

@@ -3,7 +3,7 @@
 Hunts for an event that a queue, a ring's free place, a worker's batch or a result
 keeps, for a handler that outlives its subscription, and for buffers whose memory never
 comes back.
-Mutants: arena-recycled-in-use, py-dropped-event-kept.
+Mutants: py-dropped-event-kept.
 """
 
 import gc

@@ -15,6 +15,7 @@ import sys
 from netcode import ProtocolError, Stream, StreamEndError
 
 from ftbus import Buffer, BufferPool
+from ftbus.testing import fuzzing
 
 MAGIC = 0xF7B5
 LIMIT = 3000  # of a payload, in bytes
@@ -37,7 +38,7 @@ def expected(data: bytes) -> tuple[Packets, bool]:
 
 
 def make_stream(rng: random.Random) -> bytes:
-    """Return packets, in three of four cases with some damage."""
+    """Return packets, in two of four cases with some damage."""
     data = bytearray()
     for _ in range(rng.randrange(200 if rng.random() < 0.1 else 12)):
         size = rng.choice([0, 1, 4, 63, 64, 65, 300, LIMIT, rng.randrange(LIMIT)])
@@ -46,28 +47,12 @@ def make_stream(rng: random.Random) -> bytes:
         data += rng.randbytes(size)
     damage = rng.randrange(4)
     if damage == 1:
-        for _ in range(rng.randrange(1, 4)):
-            if data:
-                data[rng.randrange(len(data))] = rng.getrandbits(8)
-    elif damage == 2:
+        return fuzzing.damaged(bytes(data), rng)
+    if damage == 2:
         at = rng.randrange(len(data) + 1)
         huge = rng.choice([LIMIT + 1, 2**31, 2**32 - 1, 2**32 - 8, rng.getrandbits(32)])
         data[at:at] = struct.pack(">HHI", MAGIC, 1, huge)
-    elif damage == 3:
-        start = rng.randrange(len(data) + 1)
-        data[start : start + rng.randrange(20)] = rng.randbytes(rng.randrange(20))
     return bytes(data)
-
-
-def cut(data: bytes, rng: random.Random) -> list[bytes]:
-    """Return the stream in pieces of any size, also none at all."""
-    most = rng.choice([1, 7, 100, 10_000]) if len(data) < 5000 else 10_000
-    pieces = []
-    while data:
-        size = rng.randrange(most + 1)
-        pieces.append(data[:size])
-        data = data[size:]
-    return pieces
 
 
 def drain(held: list[tuple[int, Buffer]], packets: Packets) -> None:
@@ -142,7 +127,7 @@ def main() -> int:
     packets_n = faults_n = 0
     for n in range(options.streams):
         data = make_stream(rng)
-        pieces = cut(data, rng)
+        pieces = fuzzing.cut(data, rng)
         pool = BufferPool(limit_bytes=rng.choice([0, 8000, 20_000]), name="fuzz")
         way = rng.choice([by_feeding, by_receiving])
         found = way(pieces, pool)
