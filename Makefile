@@ -35,8 +35,9 @@ SITE = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib
 $(foreach venv,$(VENV) $(BENCH_VENV),\
     $(shell test -x $(venv)/bin/python || rm -f $(venv)/.packages))
 
-.PHONY: help demo setup test stress soak fuzz test-gil test-parallel test-asan test-tsan test-refleak check \
-        check-san bench models mutants mutants-stress format lint clean distclean
+.PHONY: help demo setup test stress stress-memory soak fuzz test-gil test-gil-on \
+        test-parallel test-asan test-tsan test-refleak check check-san check-valgrind \
+        bench models mutants mutants-stress format lint clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -65,6 +66,9 @@ test: setup check ## the C core's tests, then the Python tests (PYTEST_ARGS="-k 
 stress: setup ## the stress tests (STRESS_ARGS="--count 20", FTB_SCALE, FTB_SEED)
 	$(PYTEST) stress -n logical $(STRESS_ARGS)
 
+stress-memory: setup ## the same, with freed objects filled and checked
+	PYTHONMALLOC=mimalloc_debug $(PYTEST) stress -n logical $(STRESS_ARGS)
+
 fuzz: setup ## feed bad bytes to all that reads bytes (FUZZ_ARGS="--seconds 60 receiver")
 	$(PYTHON) stress/fuzz.py $(FUZZ_ARGS)
 
@@ -74,8 +78,11 @@ mutants-stress: setup ## break the extension in the ways that stress tests name
 soak: setup ## minutes of steady load; nothing may grow (MINUTES=3, SOAK_ARGS="--rate 8000")
 	$(PYTHON) stress/soak.py --minutes $(MINUTES) $(SOAK_ARGS)
 
-test-gil: ## the Python tests on an ordinary interpreter, with the GIL
-	$(MAKE) KIND=gil VENV=.venv-gil test
+test-gil: ## the Python and stress tests on an ordinary interpreter, with the GIL
+	$(MAKE) KIND=gil VENV=.venv-gil stress test
+
+test-gil-on: setup ## the Python tests on the free-threaded interpreter, the GIL switched on
+	PYTHON_GIL=1 $(PYTEST) -n logical tests stress $(PYTEST_ARGS)
 
 test-parallel: setup ## every Python test in four threads at once, five times
 	$(PYTEST) --parallel-threads=4 --iterations=5 $(PYTEST_ARGS)
@@ -128,6 +135,10 @@ check: ## the C core's tests, which need no Python
 check-san: ## the same under ThreadSanitizer, then address and undefined
 	$(MAKE) -j$(CORES) -C csrc check SAN=thread
 	$(MAKE) -j$(CORES) -C csrc check SAN=address,undefined
+
+check-valgrind: export FTB_SCALE := 0.02
+check-valgrind: ## the C core's tests under valgrind's memcheck
+	$(MAKE) -C csrc memcheck
 
 format: setup ## format the Python and C sources
 	$(PYTHON) -m ruff check --fix .

