@@ -173,13 +173,6 @@ COUNTERS: tuple[Mutant, ...] = (
         ("test_tally",),
     ),
     Mutant(
-        "tally-reads-half-a-fold",
-        TALLY,
-        "if ((seq & 1) == 0",
-        "if (true || (seq & 1) == 0",
-        ("test_tally",),
-    ),
-    Mutant(
         "timing-choice",
         TOPIC,
         "ftb_store_release(&bus->choices",

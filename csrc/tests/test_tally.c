@@ -247,6 +247,15 @@ test_without_memory_totals_are_right(void)
     bus_end(bus);
 }
 
+enum { TIMED_N = 200, TIMERS_N = 3, TIME_READERS_N = 2 };
+
+struct timed {
+    struct ftb_topic *topics[TIMED_N];
+    struct ftb_handler *handlers[TIMED_N];
+    struct fake fake[TIMED_N];
+    ftb_atomic(uint32_t) left;
+};
+
 static struct ftb_histogram_sum *
 sums_new(void)
 {
@@ -258,51 +267,83 @@ sums_new(void)
     return sums;
 }
 
-/* Bug hunted: a time in the wrong place, or that dies with its thread. */
+/* Bug hunted: a time in the wrong place, one that dies with its thread, and memory that is
+ * seen before its zeros. */
 static void
-times_body(int ix, void *context)
+timed_body(int ix, void *context)
 {
-    struct churn *churn = context;
+    struct timed *timed = context;
     struct ftb_thread *thread = ftb_thread_current();
-    struct ftb_cell *cell = cell_of(thread, churn->topic);
-    if (ix >= 4) { /* a reader */
-        struct ftb_histogram_sum *sums = sums_new();
-        while (ftb_load_acquire(&churn->left) > 0) {
-            struct ftb_tally_sum calls;
-            (void)ftb_shard_times(ftb_topic_id(churn->topic), sums);
-            ftb_tally_sum(churn->steady[0], &calls, &sums[FTB_TIMES_N]);
+    struct ftb_histogram_sum *sums = sums_new();
+    if (ix >= TIMERS_N) {
+        uint64_t random = seed + (uint64_t)ix;
+        struct ftb_tally_sum calls;
+        struct ftb_totals totals = {0};
+        while (ftb_load_acquire(&timed->left) > 0) {
+            uint64_t i = next_random(&random) % TIMED_N;
+            uint32_t id = ftb_topic_id(timed->topics[i]);
+            switch (next_random(&random) % 3) {
+            case 0:
+                (void)ftb_shard_times(id, sums);
+                break;
+            case 1:
+                ftb_shard_sum(id, &totals);
+                break;
+            default:
+                ftb_tally_sum(timed->handlers[i], &calls, &sums[FTB_TIMES_N]);
+            }
         }
-        ftb_free(sums);
-        return;
     }
-    struct ftb_tally *tally = ftb_tally_local(churn->steady[0], thread);
-    CHECK(tally != NULL);
-    for (int n = 0; n < 100; n++) {
+    for (int i = 0; i < TIMED_N && ix < TIMERS_N; i++) {
+        struct ftb_cell *cell = cell_of(thread, timed->topics[i]);
+        ftb_cell_record_local(cell, FTB_TIME_ENCODE, (uint64_t)(2000 + ix));
+        sched_yield();
+        struct ftb_tally *tally = ftb_tally_local(timed->handlers[i], thread);
+        CHECK(tally != NULL);
         ftb_tally_record_local(tally, (uint64_t)(1000 + ix));
-        ftb_cell_record_local(cell, FTB_TIME_EMIT, (uint64_t)(2000 + ix));
+        sched_yield();
     }
-    ftb_sub_acq_rel(&churn->left, 1);
+    if (ix < TIMERS_N) {
+        ftb_sub_acq_rel(&timed->left, 1);
+    }
+    ftb_free(sums);
+}
+
+static void
+check_times(struct timed *timed, int i)
+{
+    struct ftb_histogram_sum *sums = sums_new();
+    CHECK(ftb_shard_times(ftb_topic_id(timed->topics[i]), sums));
+    struct ftb_histogram_sum *encodes = &sums[FTB_TIME_ENCODE],
+                             *calls = &sums[FTB_TIMES_N];
+    CHECK(encodes->min_ns == 2000 && encodes->max_ns == 2000 + TIMERS_N - 1);
+    CHECK(encodes->sum_ns == TIMERS_N * 2000 + 3);
+    CHECK(sums[FTB_TIME_WAIT].sum_ns == 0);
+    struct ftb_tally_sum unused;
+    ftb_tally_sum(timed->handlers[i], &unused, calls);
+    CHECK(calls->sum_ns == TIMERS_N * 1000 + 3);
+    ftb_free(sums);
 }
 
 static void
 test_times_of_all_threads_add_up(void)
 {
+    static struct timed timed;
     struct ftb_bus *bus = bus_new();
-    struct churn churn = {.topic = topic_of(bus, "times"), .left = 4};
-    fake_init(&churn.fakes[0]);
-    churn.steady[0] = subscribe(churn.topic, &churn.fakes[0], 0, 0);
-    run_threads(6, times_body, &churn);
-    struct ftb_histogram_sum *sums = sums_new();
-    CHECK(ftb_shard_times(ftb_topic_id(churn.topic), sums));
-    CHECK(sums[FTB_TIME_EMIT].min_ns == 2000 && sums[FTB_TIME_EMIT].max_ns == 2003);
-    CHECK(sums[FTB_TIME_EMIT].sum_ns == 100 * (4 * 2000 + 6));
-    CHECK(sums[FTB_TIME_WAIT].sum_ns == 0);
-    struct ftb_tally_sum calls;
-    ftb_tally_sum(churn.steady[0], &calls, &sums[FTB_TIMES_N]);
-    CHECK(sums[FTB_TIMES_N].sum_ns == 100 * (4 * 1000 + 6));
-    ftb_free(sums);
-    cancel(churn.steady[0]);
-    ftb_handler_release(churn.steady[0]);
+    ftb_init(&timed.left, TIMERS_N);
+    for (int i = 0; i < TIMED_N; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "%d", i);
+        fake_init(&timed.fake[i]);
+        timed.topics[i] = topic_of(bus, name);
+        timed.handlers[i] = subscribe(timed.topics[i], &timed.fake[i], 0, 0);
+    }
+    run_threads(TIMERS_N + TIME_READERS_N, timed_body, &timed);
+    for (int i = 0; i < TIMED_N; i++) {
+        check_times(&timed, i);
+        cancel(timed.handlers[i]);
+        ftb_handler_release(timed.handlers[i]);
+    }
     bus_end(bus);
 }
 
