@@ -6,6 +6,7 @@ from ftbus._core import Key, Subscription
 from ftbus.buffers import Buffer, BufferPool, PoolStats, default_pool
 from ftbus.bus import EventBus
 from ftbus.errors import (
+    AddressInUseError,
     ArenaLimitError,
     BusClosedError,
     BusForkedError,
@@ -47,6 +48,7 @@ from ftbus.topic import Topic
 __version__ = "0.1.0"
 
 __all__ = [
+    "AddressInUseError",
     "ArenaLimitError",
     "Buffer",
     "BufferPool",

@@ -54,6 +54,15 @@ class InvalidOptionError(FtbusError, ValueError):
         super().__init__(f"{option}={_repr(value)} is not possible: use {expected}")
 
 
+class AddressInUseError(FtbusError, OSError):
+    """A server was to listen where something else is."""
+
+    def __init__(self, address: object, reason: str) -> None:
+        self.address = address
+        self.reason = reason
+        super().__init__(f"cannot listen at {address}: {reason}; choose another place")
+
+
 class BusClosedError(FtbusError, RuntimeError):
     """A bus was used after close()."""
 

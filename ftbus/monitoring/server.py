@@ -1,0 +1,274 @@
+"""A small server for one bus: a thread that accepts, and one for each connection.
+
+What a client does can cost its own connection, never the bus: connections are bounded
+in number, requests in size, and every wait for a client ends at a deadline. Nothing
+here is called by the threads that emit or handle, and no lock is held over code of the
+application's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import selectors
+import socket
+import threading
+import time
+import weakref
+from contextvars import Context
+from typing import TYPE_CHECKING, Final, Self
+
+from ftbus.errors import BusClosedError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from ftbus.bus import EventBus
+
+_JOIN_S: Final = 1.0
+_PAUSE_S: Final = 0.1  # after the system had no descriptor or thread for a connection
+
+logger = logging.getLogger("ftbus")
+
+
+class TimedReader(io.RawIOBase):
+    """The bytes of a socket, until a deadline and up to a number of them.
+
+    allow() sets both. Past the deadline a read raises TimeoutError, past the number it
+    finds the end. Only the thread that serves the connection uses it.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._deadline = 0.0
+        self._left = 0
+
+    def allow(self, seconds: float, size: int) -> None:
+        """Let the next `size` bytes take `seconds`, all in all."""
+        self._deadline = time.monotonic() + seconds
+        self._left = size
+
+    def readable(self) -> bool:
+        """Return True: io.BufferedReader asks."""
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
+        """Fill the buffer with what is there; 0 at the end."""
+        left = min(len(buffer), self._left)
+        seconds = self._deadline - time.monotonic()
+        if left == 0:
+            return 0
+        if seconds <= 0:
+            raise TimeoutError("the client was too slow")
+        self._connection.settimeout(seconds)
+        n = self._connection.recv_into(memoryview(buffer)[:left])
+        self._left -= n
+        return n
+
+
+class Server:
+    """Serve connections until close(), bus.close() or the end of the bus.
+
+    A subclass says what a connection gets: serve() in a thread of its own, refuse() if
+    there are too many. A context manager. Any thread.
+    """
+
+    connections_max = 16
+
+    def __init__(self, bus: EventBus, listener: socket.socket, name: str) -> None:
+        """Start to accept on a socket that listens, and own it."""
+        # The other way round the bus would live as long as the thread.
+        self.bus = weakref.ref(bus, self._note_end_of_bus)
+        self._listener = listener
+        self._name = f"{bus.name}-{name}"
+        self._process = os.getpid()
+        self._lock = threading.RLock()  # a finalizer may end a server while it is held
+        self._connections: dict[socket.socket, threading.Thread] = {}  # by the lock
+        self._has_ended = False  # by the lock
+        self._waker, self._woken = socket.socketpair()
+        self._waker.setblocking(False)
+        listener.setblocking(False)
+        self._thread = threading.Thread(
+            # An empty context: what the caller has set is not the server's.
+            target=Context().run,
+            args=(self._accept_all,),
+            name=self._name,
+            daemon=True,
+        )
+        try:
+            with bus._lock:
+                if bus._closing:
+                    raise BusClosedError(bus, f"serve {name}")
+                bus._sinks.add(self)
+            _servers[id(self)] = weakref.ref(self, _forget(id(self)))
+            self._thread.start()
+        except BaseException:
+            self.close()
+            raise
+
+    # For subclasses
+
+    def serve(self, connection: socket.socket) -> None:
+        """Talk to a client; afterwards the connection is closed."""
+        raise NotImplementedError
+
+    def refuse(self, connection: socket.socket) -> None:
+        """Tell a client, without waiting for it, that there are too many."""
+
+    def clean_up(self) -> None:
+        """Remove what was made beside the socket, once, in the process it is of."""
+
+    # Ending
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is accepted any more."""
+        return self._has_ended
+
+    def close(self) -> None:
+        """Accept nothing more, and break off what is being served. Idempotent.
+
+        Waits a second at most for the threads.
+        """
+        with self._lock:
+            is_first = not self._has_ended
+            self._has_ended = True
+            connections = list(self._connections.items())
+        if is_first:
+            if os.getpid() == self._process:
+                self.clean_up()
+            bus = self.bus()
+            if bus is not None:
+                with bus._lock:
+                    bus._sinks.discard(self)
+            self._wake()
+        for connection, _ in connections:
+            with contextlib.suppress(OSError):  # it was closed just now
+                connection.shutdown(socket.SHUT_RDWR)
+        if self._thread.ident is None:  # it could not be started
+            self._close_sockets()
+        deadline = time.monotonic() + _JOIN_S
+        for thread in (self._thread, *(thread for _, thread in connections)):
+            if thread.ident is not None and thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+    end = close  # the name by which bus.close() ends what it feeds
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # full: then it is awake; or closed
+            self._waker.send(b"\0")
+
+    def _note_end_of_bus(self, _: object) -> None:
+        """Let the thread close: this is called wherever the last reference went."""
+        self._wake()
+
+    def _close_sockets(self) -> None:
+        for opened in (self._listener, self._woken, self._waker):
+            opened.close()
+
+    def _after_fork_child(self) -> None:
+        """Leave the parent's connections alone; the descriptors here are copies."""
+        self._lock = threading.RLock()
+        self._has_ended = True
+        self._close_sockets()
+        for connection in self._connections:
+            connection.close()
+        self._connections = {}
+
+    # The accepting thread
+
+    def _accept_all(self) -> None:
+        try:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._listener, selectors.EVENT_READ)
+                selector.register(self._woken, selectors.EVENT_READ)
+                while not self._has_ended and self.bus() is not None:
+                    selector.select()
+                    self._accept()
+        finally:
+            self.close()
+            self._close_sockets()
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+            return
+        except OSError:
+            self._pause()  # no descriptor is left, perhaps for a moment only
+            return
+        thread = threading.Thread(
+            target=Context().run,
+            args=(self._serve, connection),
+            name=f"{self._name}-connection",
+            daemon=True,
+        )
+        with self._lock:
+            is_wanted = (
+                len(self._connections) < self.connections_max and not self._has_ended
+            )
+            if is_wanted:
+                self._connections[connection] = thread
+        if not is_wanted:
+            connection.setblocking(False)
+            with contextlib.suppress(OSError), connection:
+                self.refuse(connection)
+            return
+        try:
+            thread.start()
+        except RuntimeError:  # no thread is to be had
+            self._drop(connection)
+            self._pause()
+
+    def _pause(self) -> None:
+        self._woken.settimeout(_PAUSE_S)
+        with contextlib.suppress(TimeoutError):
+            self._woken.recv(1)
+
+    # The thread of a connection
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            self.serve(connection)
+        except OSError:
+            return  # the client has gone, was too slow, or the server is ending
+        except Exception:
+            logger.exception("%s could not serve a client", self._name)
+        finally:
+            self._drop(connection)
+
+    def _drop(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._connections.pop(connection, None)
+        connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+# By id, as the buses in ftbus.lifecycle.
+_servers: dict[int, weakref.ref[Server]] = {}
+
+
+def _forget(name: int) -> object:
+    return lambda _: _servers.pop(name, None)
+
+
+def _after_fork_child() -> None:
+    for reference in list(_servers.values()):
+        server = reference()
+        if server is not None:
+            server._after_fork_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_child)

@@ -1,0 +1,170 @@
+"""What the servers send: bus.stats() as JSON, with a bounded number of rows.
+
+A snapshot is shared by all who ask within a moment of it, and the moments are as long
+as snapshots are expensive: asking more often costs a bus nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+import json
+import os
+import sys
+import sysconfig
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import ftbus
+from ftbus._core import Key
+from ftbus.stats import Counters, TopicStats
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ftbus.bus import EventBus
+    from ftbus.stats import BusStats, HandlerStats
+
+VERSION: Final = 1
+OTHER: Final = "(other)"
+ROWS_DEFAULT: Final = 100
+
+_AGE_S_MIN: Final = 0.05
+_SHARE: Final = 4  # snapshots take at most a fifth of the time of one thread
+_WAIT_S: Final = 2.0
+_LABEL_MAX: Final = 120
+
+
+class Snapshots:
+    """The newest snapshot of a bus, as a line of JSON. Any thread.
+
+    rows: how many keys, and how many handlers, have a row of their own.
+    """
+
+    def __init__(self, rows: int = ROWS_DEFAULT) -> None:
+        self._rows = rows
+        self._turn = threading.Lock()  # whose turn it is to take one; see message()
+        self._message = b""
+        self._stale_s = -1.0  # by time.monotonic(), when a new one may be taken
+
+    def message(self, bus: EventBus) -> bytes | None:
+        """Return the newest statistics; None if taking them hangs.
+
+        {"version": 1, "time_s": seconds since the epoch, "process": {...}, "stats":
+        BusStats.to_dict()}, where keys are what label() says, rows of keys and handlers
+        have no buckets, and what is left out of them is summed in the key "(other)".
+
+        Keys may have a __repr__ of the application's, which may hang: then only the
+        thread that has the turn waits for it, and no lock of the bus is held.
+        """
+        if time.monotonic() >= self._stale_s:
+            if self._turn.acquire(timeout=_WAIT_S):
+                try:
+                    if time.monotonic() >= self._stale_s:
+                        self._take(bus)
+                finally:
+                    self._turn.release()
+            else:
+                return None
+        return self._message
+
+    def _take(self, bus: EventBus) -> None:
+        began_s = time.monotonic()
+        tree = to_dict(bounded(bus.stats(), self._rows))
+        message = {
+            "version": VERSION,
+            "time_s": time.time(),
+            "process": describe_process(),
+            "stats": tree,
+        }
+        self._message = json.dumps(message, separators=(",", ":")).encode()
+        now_s = time.monotonic()
+        self._stale_s = now_s + max(_AGE_S_MIN, _SHARE * (now_s - began_s))
+
+
+def describe_process() -> dict[str, Any]:
+    """Return what tells this process from others; nothing of its arguments."""
+    is_free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+    return {
+        "pid": os.getpid(),
+        "program": Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python",
+        "python": "{}.{}.{}".format(*sys.version_info) + "t" * is_free_threaded,
+        "gil": sys._is_gil_enabled(),
+        "ftbus": ftbus.__version__,
+        "cores": os.process_cpu_count() or 1,
+        "cpu_s": time.process_time(),
+    }
+
+
+def label(key: object) -> str:
+    """Return a key as people write it: a str as it is, a class by its name.
+
+    At most 120 characters, so two keys may have one label.
+    """
+    value = key.value if isinstance(key, Key) else key
+    if value is None:
+        text = OTHER
+    elif isinstance(value, str) and not isinstance(value, enum.Enum):
+        text = value
+    elif isinstance(value, type):
+        text = f"{value.__module__}.{value.__qualname__}"
+    elif isinstance(value, enum.Enum):
+        text = f"{type(value).__qualname__}.{value.name}"
+    else:
+        text = repr(value)
+    return text if len(text) <= _LABEL_MAX else text[: _LABEL_MAX - 1] + "…"
+
+
+def traffic(row: Counters) -> int:
+    """Return what rows are ranked by: events offered, and handler calls."""
+    return row.emitted + row.posted + row.handled
+
+
+def other(rows: Iterable[TopicStats]) -> TopicStats:
+    """Return the sum of rows, as one of no key."""
+    total, handlers, times = Counters(), 0, ftbus.Times()
+    for row in rows:
+        total = Counters(**total._combined(row, 1))
+        handlers += row.handlers
+        times = times.merged(row.times)
+    counters = {name: getattr(total, name) for name in Counters.__slots__}
+    return TopicStats(**counters, handlers=handlers, times=times)
+
+
+def bounded(stats: BusStats, rows: int) -> BusStats:
+    """Return the same with at most that many rows of keys, one of handlers.
+
+    The keys with the most traffic stay, the rest is summed in the row of no key; of the
+    handlers the slowest, and those called most.
+    """
+    named = [row for row in stats.topics if row.key is not None]
+    kept = heapq.nlargest(rows, named, key=traffic)
+    names = {id(row) for row in kept}
+    rest = other(row for row in stats.topics if id(row) not in names)
+    topics = (*kept, rest) if traffic(rest) or rest.handlers else tuple(kept)
+    return replace(stats, topics=topics, handlers=_notable(stats.handlers, rows))
+
+
+def _notable(handlers: tuple[HandlerStats, ...], rows: int) -> tuple[HandlerStats, ...]:
+    if len(handlers) <= rows:
+        return handlers
+    kept = {row.serial: row for row in handlers[: rows // 2]}  # the slowest come first
+    for row in heapq.nlargest(rows, handlers, key=lambda row: row.calls):
+        if len(kept) == rows:
+            break
+        kept.setdefault(row.serial, row)
+    return tuple(kept.values())
+
+
+def to_dict(stats: BusStats) -> dict[str, Any]:
+    """Return BusStats.to_dict() with labels for keys, and no buckets in its rows."""
+    tree = stats.to_dict()
+    for name in ("topics", "handlers"):
+        for row, plain in zip(getattr(stats, name), tree[name], strict=True):
+            plain["key"] = label(row.key)
+            for histogram in (plain.get("times") or {"time": plain.get("time")}).values():
+                histogram.pop("buckets", None)
+    return tree
