@@ -31,11 +31,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
     from contextvars import Context
+    from os import PathLike
     from types import TracebackType
 
     from ftbus._core import Subscription
     from ftbus.observers import Observer
     from ftbus.stats import BusStats, Timing
+    from ftbus.monitoring.dashboard import Dashboard
+    from ftbus.monitoring.stats_server import StatsServer
     from ftbus.timers import Timer
 
     type Handler = Callable[[Any], Any]
@@ -490,6 +493,49 @@ class EventBus(_core.Bus):
             was_there = self._monitor.observers.remove(observer)
             self._set_observed(bool(self._monitor.observers))
         return was_there
+
+    def serve_stats(
+        self, where: str | PathLike[str] | int | None = None, *, max_keys: int = 100
+    ) -> StatsServer:
+        """Let other processes of this user read stats(), until close(); return it.
+
+        where: the path of a Unix socket, which only this user can connect to; None for
+            one in the user's runtime folder, where `python -m ftbus top` looks. An int
+            is a TCP port on the loopback interface, 0 any that is free: there every
+            user of the machine can connect, and whoever has the `token` of what is
+            returned, a secret made for this process, gets the statistics.
+        max_keys: rows of keys, the busiest; the rest is summed.
+
+        It has threads of its own; see ftbus.monitoring.stats_server for the protocol.
+
+        Raises AddressInUseError, InvalidOptionError, BusClosedError and OSError.
+        """
+        from ftbus.monitoring.stats_server import StatsServer
+
+        return StatsServer(self, where, max_keys=max_keys)
+
+    def serve_dashboard(
+        self,
+        port: int = 0,
+        *,
+        host: str = "127.0.0.1",
+        token: str | None = None,
+        max_keys: int = 100,
+    ) -> Dashboard:
+        """Show stats() as a page at the `url` of what is returned, until close().
+
+        port: 0 is any that is free.
+        host: the address to listen at. Beyond the loopback interface everything,
+            the token too, goes over the network in plain text.
+        token: what the url ends with, and whoever wants the data must know; None
+            makes a new one.
+        max_keys: rows of keys, the busiest; the rest is summed.
+
+        Raises AddressInUseError, InvalidOptionError, BusClosedError and OSError.
+        """
+        from ftbus.monitoring.dashboard import Dashboard
+
+        return Dashboard(self, port, host=host, token=token, max_keys=max_keys)
 
     def __enter__(self) -> Self:
         return self

@@ -23,11 +23,14 @@ from typing import TYPE_CHECKING, Final, Self
 from ftbus.errors import BusClosedError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from ftbus.bus import EventBus
 
 _JOIN_S: Final = 1.0
+_LINGER_S: Final = 1.0
+_LINGER_BYTES_MAX: Final = 1 << 20
 _PAUSE_S: Final = 0.1  # after the system had no descriptor or thread for a connection
 
 logger = logging.getLogger("ftbus")
@@ -49,6 +52,23 @@ class TimedReader(io.RawIOBase):
         """Let the next `size` bytes take `seconds`, all in all."""
         self._deadline = time.monotonic() + seconds
         self._left = size
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether all that was allowed has been read."""
+        return self._left == 0
+
+    def linger(self) -> None:
+        """Send the end, and take a moment's worth of what else comes.
+
+        A close with bytes unread would reset the connection, and the reply with it.
+        """
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_WR)
+            self.allow(_LINGER_S, _LINGER_BYTES_MAX)
+            waste = bytearray(1 << 14)
+            while self.readinto(waste):
+                pass
 
     def readable(self) -> bool:
         """Return True: io.BufferedReader asks."""
@@ -260,7 +280,7 @@ class Server:
 _servers: dict[int, weakref.ref[Server]] = {}
 
 
-def _forget(name: int) -> object:
+def _forget(name: int) -> Callable[[object], object]:
     return lambda _: _servers.pop(name, None)
 
 

@@ -34,7 +34,6 @@ ROWS_DEFAULT: Final = 100
 
 _AGE_S_MIN: Final = 0.05
 _SHARE: Final = 4  # snapshots take at most a fifth of the time of one thread
-_WAIT_S: Final = 2.0
 _LABEL_MAX: Final = 120
 
 
@@ -46,30 +45,21 @@ class Snapshots:
 
     def __init__(self, rows: int = ROWS_DEFAULT) -> None:
         self._rows = rows
-        self._turn = threading.Lock()  # whose turn it is to take one; see message()
+        self._turn = threading.Lock()
         self._message = b""
         self._stale_s = -1.0  # by time.monotonic(), when a new one may be taken
 
-    def message(self, bus: EventBus) -> bytes | None:
-        """Return the newest statistics; None if taking them hangs.
+    def message(self, bus: EventBus) -> bytes:
+        """Return the newest statistics.
 
         {"version": 1, "time_s": seconds since the epoch, "process": {...}, "stats":
         BusStats.to_dict()}, where keys are what label() says, rows of keys and handlers
         have no buckets, and what is left out of them is summed in the key "(other)".
-
-        Keys may have a __repr__ of the application's, which may hang: then only the
-        thread that has the turn waits for it, and no lock of the bus is held.
         """
-        if time.monotonic() >= self._stale_s:
-            if self._turn.acquire(timeout=_WAIT_S):
-                try:
-                    if time.monotonic() >= self._stale_s:
-                        self._take(bus)
-                finally:
-                    self._turn.release()
-            else:
-                return None
-        return self._message
+        with self._turn:  # no code of the application's runs
+            if time.monotonic() >= self._stale_s:
+                self._take(bus)
+            return self._message
 
     def _take(self, bus: EventBus) -> None:
         began_s = time.monotonic()
@@ -160,11 +150,22 @@ def _notable(handlers: tuple[HandlerStats, ...], rows: int) -> tuple[HandlerStat
 
 
 def to_dict(stats: BusStats) -> dict[str, Any]:
-    """Return BusStats.to_dict() with labels for keys, and no buckets in its rows."""
-    tree = stats.to_dict()
-    for name in ("topics", "handlers"):
-        for row, plain in zip(getattr(stats, name), tree[name], strict=True):
-            plain["key"] = label(row.key)
-            for histogram in (plain.get("times") or {"time": plain.get("time")}).values():
-                histogram.pop("buckets", None)
+    """Return BusStats.to_dict() with labels for keys, and no buckets in its rows.
+
+    It runs no code of the application's, unlike the repr of a key.
+    """
+    topics = [label(row.key) for row in stats.topics]
+    handlers = [label(row.key) for row in stats.handlers]
+    tree = replace(
+        stats,
+        topics=tuple(replace(row, key=None) for row in stats.topics),
+        handlers=tuple(replace(row, key=None) for row in stats.handlers),
+    ).to_dict()
+    for name, row in zip(topics, tree["topics"], strict=True):
+        row["key"] = name
+        for histogram in row["times"].values():
+            del histogram["buckets"]
+    for name, row in zip(handlers, tree["handlers"], strict=True):
+        row["key"] = name
+        del row["time"]["buckets"]
     return tree

@@ -1,8 +1,8 @@
 """The Unix sockets of running processes: where they lie, and who may connect.
 
 They lie in a folder that only its user can enter: $FTBUS_RUNTIME_DIR, or "ftbus" in
-$XDG_RUNTIME_DIR, or /tmp/ftbus-UID. A file of a process that was killed is replaced; one
-that somebody answers at never is.
+$XDG_RUNTIME_DIR, or /tmp/ftbus-UID. A file of a process that was killed is replaced;
+one that somebody answers at never is.
 """
 
 from __future__ import annotations

@@ -48,11 +48,12 @@ class StatsClient:
         self._token = token
         self._timeout = timeout
         self._unread = bytearray()
-        is_tcp = isinstance(address, tuple)
-        self._socket = socket.socket(socket.AF_INET if is_tcp else socket.AF_UNIX)
+        where = address if isinstance(address, tuple) else str(address)
+        family = socket.AF_UNIX if isinstance(where, str) else socket.AF_INET
+        self._socket = socket.socket(family)
         self._socket.settimeout(timeout)
         try:
-            self._socket.connect(address if is_tcp else str(address))
+            self._socket.connect(where)
         except OSError as error:
             self._socket.close()
             reason = "nobody answers there" if _is_gone(error) else error

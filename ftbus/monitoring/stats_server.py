@@ -6,8 +6,8 @@ bytes::
     {"version": 1, "request": "stats"}
 
 carries "token" too if it comes over TCP. The reply is a line as well: what
-Snapshots.message() builds, or {"version": 1, "error": CODE, "message": TEXT}, where CODE
-is "busy", "denied", "invalid", "too_long" or "unavailable". A client that is not
+Snapshots.message() builds, or {"version": 1, "error": CODE, "message": TEXT}, where
+CODE is "busy", "denied", "invalid", "too_long" or "unavailable". A client that is not
 understood is closed after the reply, and so is one that asks nothing for a minute.
 """
 
@@ -103,6 +103,7 @@ class StatsServer(Server):
             reply, goes_on = self.answer(line)
             connection.settimeout(_SEND_S)
             connection.sendall(reply)
+        source.linger()
 
     def answer(self, line: bytes) -> tuple[bytes, bool]:
         """Return the reply to a request, and whether to listen to another one."""
@@ -125,10 +126,7 @@ class StatsServer(Server):
         bus = self.bus()
         if bus is None:
             return _error("unavailable", "the bus is gone"), False
-        message = self._snapshots.message(bus)
-        if message is None:
-            return _error("unavailable", "the last snapshot is not done yet"), True
-        return message + b"\n", True
+        return self._snapshots.message(bus) + b"\n", True
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "serving"
