@@ -17,7 +17,6 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final, cast
-from urllib.parse import urlsplit
 
 from ftbus.errors import InvalidOptionError
 from ftbus.monitoring.server import Server, TimedReader
@@ -35,6 +34,7 @@ _REQUEST_S: Final = 10.0
 _SEND_S: Final = 10.0
 _TOKEN_BYTES: Final = 24
 _TOKEN: Final = re.compile(r"[\w~.-]{8,256}", re.ASCII)
+_HOST: Final = re.compile(r"(?:\[([\da-fA-F:.]+)\]|([\w.-]+))(?::\d{1,5})?", re.ASCII)
 _TYPES: Final = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -210,10 +210,13 @@ class _Request(BaseHTTPRequestHandler):
 
 def _is_host_allowed(given: str, host: str) -> bool:
     """Return whether a Host header names this machine as no name server could."""
+    found = _HOST.fullmatch(given)
+    if found is None:
+        return False
+    name = (found[1] or found[2]).lower()
+    if name in ("localhost", host.lower()):
+        return True
     try:
-        name = urlsplit(f"//{given}").hostname or ""
-        if name in ("localhost", host.lower()):
-            return True
         ipaddress.ip_address(name)
     except ValueError:
         return False

@@ -177,12 +177,16 @@ class Server:
     end = close  # the name by which bus.close() ends what it feeds
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # full: then it is awake; or closed
-            self._waker.send(b"\0")
+        if self._waker.fileno() >= 0:
+            try:  # needs nothing of this module, which may be gone at exit
+                self._waker.send(b"\0")
+            except OSError:
+                return  # full: then it is awake; or closed just now
 
     def _note_end_of_bus(self, _: object) -> None:
         """Let the thread close: this is called wherever the last reference went."""
-        self._wake()
+        if not self._has_ended:
+            self._wake()
 
     def _close_sockets(self) -> None:
         for opened in (self._listener, self._woken, self._waker):
