@@ -17,6 +17,7 @@ from ftbus import (
     codecs,
     dispatch,
     handlers,
+    labels,
     lifecycle,
     monitoring,
     timers,
@@ -599,7 +600,13 @@ class EventBus(_core.Bus):
         if self._on_error is not None:
             self._on_error(error, key, handler)
         else:
-            logger.error("handler %r of key %r failed", handler, key, exc_info=error)
+            logger.error(
+                "handler %r of key %r failed",
+                handler,
+                key,
+                exc_info=error,
+                extra=labels.failure_fields(error, key, handler),
+            )
 
 
 def _is_count(value: object, most: int) -> bool:

@@ -353,7 +353,7 @@ def test_page_works_by_keyboard(
                 "document.activeElement.id || document.activeElement.className)"
             )
         )
-    for wanted in ("skip", "pause", "theme", "throughput", "latency", "handlers"):
+    for wanted in ("skip", "pause", "theme", "throughput", "latency", "keys"):
         assert wanted in seen, seen
     page.evaluate("document.querySelector('#throughput .chart').focus()")
     page.press("ArrowLeft")

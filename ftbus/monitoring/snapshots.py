@@ -6,7 +6,6 @@ as snapshots are expensive: asking more often costs a bus nothing.
 
 from __future__ import annotations
 
-import enum
 import heapq
 import json
 import os
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import ftbus
-from ftbus._core import Key
+from ftbus.labels import label
 from ftbus.stats import Counters, TopicStats
 
 if TYPE_CHECKING:
@@ -29,12 +28,10 @@ if TYPE_CHECKING:
     from ftbus.stats import BusStats, HandlerStats
 
 VERSION: Final = 1
-OTHER: Final = "(other)"
 ROWS_DEFAULT: Final = 100
 
 _AGE_S_MIN: Final = 0.05
 _SHARE: Final = 4  # snapshots take at most a fifth of the time of one thread
-_LABEL_MAX: Final = 120
 
 
 class Snapshots:
@@ -87,25 +84,6 @@ def describe_process() -> dict[str, Any]:
         "cores": os.process_cpu_count() or 1,
         "cpu_s": time.process_time(),
     }
-
-
-def label(key: object) -> str:
-    """Return a key as people write it: a str as it is, a class by its name.
-
-    At most 120 characters, so two keys may have one label.
-    """
-    value = key.value if isinstance(key, Key) else key
-    if value is None:
-        text = OTHER
-    elif isinstance(value, str) and not isinstance(value, enum.Enum):
-        text = value
-    elif isinstance(value, type):
-        text = f"{value.__module__}.{value.__qualname__}"
-    elif isinstance(value, enum.Enum):
-        text = f"{type(value).__qualname__}.{value.name}"
-    else:
-        text = repr(value)
-    return text if len(text) <= _LABEL_MAX else text[: _LABEL_MAX - 1] + "…"
 
 
 def traffic(row: Counters) -> int:

@@ -1,0 +1,100 @@
+"""What Prometheus and OpenTelemetry share: names, and which keys get series."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from typing import TYPE_CHECKING, Final
+
+from ftbus.labels import OTHER, label
+from ftbus.monitoring.snapshots import traffic
+from ftbus.stats import Counters
+
+if TYPE_CHECKING:
+    from ftbus.stats import TopicStats
+
+# Field of Counters: name, what it counts.
+COUNTERS: Final = {
+    "emitted": ("events_emitted", "Events emitted: handled in the emitting thread"),
+    "posted": ("events_posted", "Events offered to the queue, accepted or not"),
+    "delivered": ("events_delivered", "Posted events whose handlers have run"),
+    "dropped": ("events_dropped", "Posted events given up by overflow policy or close"),
+    "rejected": ("events_rejected", "Posted events refused with an exception"),
+    "unheard": ("events_unheard", "Events for which no handler ran"),
+    "handled": ("handler_calls", "Handler calls"),
+    "failed": ("handler_failures", "Handler calls that raised"),
+    "encoded": ("events_encoded", "Events encoded into bytes"),
+    "shared": ("encodings_shared", "Handler calls given bytes that were there already"),
+}
+
+# Field of BusStats: name, what it is now.
+GAUGES: Final = {
+    "pending": ("events_pending", "Posted events not yet handled"),
+    "queued": ("events_queued", "Events in the queue"),
+    "queued_max": ("events_queued_max", "The most events seen in the queue at once"),
+    "queue_size": ("queue_size", "How many events the queue holds"),
+}
+
+# Field of WorkerStats: name, what it counts, the factor to its unit.
+WORKERS: Final = {
+    "busy_ns": (
+        "worker_busy_seconds",
+        "Time between taking and finishing batches",
+        1e9,
+    ),
+    "taken": ("worker_events", "Events taken from the queue", 1),
+    "stolen": ("worker_events_stolen", "Events taken from another worker's ring", 1),
+    "parks": ("worker_parks", "Times the worker went to sleep", 1),
+}
+
+# Field of Times: name, what was timed.
+TIMES: Final = {
+    "emit": ("emit_duration_seconds", "One emit, its handlers included (sampled)"),
+    "wait": ("wait_duration_seconds", "Posted events: from post to handler (sampled)"),
+    "handler": ("handler_duration_seconds", "One handler call (sampled)"),
+    "encode": ("encode_duration_seconds", "Turning one event into bytes (sampled)"),
+}
+
+TYPES_MAX: Final = 50
+"""Exception types with a series of their own; one per distinct type otherwise."""
+
+
+class KeySeries:
+    """The keys that have series of their own: `limit` at most, and for good.
+
+    A free place goes to the key with the most traffic among those that have none. It
+    keeps it, and what had no place when there was none left is counted in "(other)"
+    from then on, so every series, "(other)" too, only grows. Any thread.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._named: set[str] = set()  # by the lock
+
+    def rows(self, topics: tuple[TopicStats, ...]) -> dict[str, Counters]:
+        """Return the counters by label; those of the keys without series summed."""
+        labelled: dict[str, Counters] = {}
+        for row in topics:
+            name = label(row.key)
+            known = labelled.get(name)
+            labelled[name] = row if known is None else _sum(known, row)
+        with self._lock:
+            free = self._limit - len(self._named)
+            if free > 0:
+                rest = [n for n in labelled if n not in self._named and n != OTHER]
+                best = heapq.nlargest(free, rest, key=lambda n: traffic(labelled[n]))
+                self._named.update(best)
+            named = self._named.copy()
+        rows = {n: row for n, row in labelled.items() if n in named}
+        rest_of = [row for n, row in labelled.items() if n not in named]
+        if rest_of:
+            total = Counters()
+            for each in rest_of:
+                total = _sum(total, each)
+            rows[OTHER] = total
+        return rows
+
+
+def _sum(one: Counters, two: Counters) -> Counters:
+    return Counters(**one._combined(two, 1))
