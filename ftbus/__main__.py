@@ -1,4 +1,4 @@
-"""``python -m ftbus``: the demo, and what this interpreter is."""
+"""``python -m ftbus``: the demo, a look at a process, what this interpreter is."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ _USAGE: Final = """\
 usage: python -m ftbus COMMAND [OPTIONS]
 
   demo     run a game server and its players on this machine, and report
+  top      show what a running process does, live
   doctor   say what this interpreter is and whether handlers can run in parallel
 
 python -m ftbus COMMAND --help says more.
@@ -22,6 +23,10 @@ def main(argv: list[str]) -> int:
         from ftbus import demo
 
         return demo.main(argv[1:])
+    if command == "top":
+        from ftbus.monitoring import top
+
+        return top.main(argv[1:])
     if command == "doctor":
         from ftbus import doctor
 

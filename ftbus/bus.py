@@ -19,7 +19,7 @@ from ftbus import (
     handlers,
     labels,
     lifecycle,
-    monitoring,
+    monitor,
     timers,
 )
 from ftbus.errors import BusClosedError, InvalidOptionError
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ftbus._core import Subscription
-    from ftbus.observers import Observer
-    from ftbus.stats import BusStats, Timing
     from ftbus.monitoring.dashboard import Dashboard
     from ftbus.monitoring.stats_server import StatsServer
+    from ftbus.observers import Observer
+    from ftbus.stats import BusStats, Timing
     from ftbus.timers import Timer
 
     type Handler = Callable[[Any], Any]
@@ -149,7 +149,7 @@ class EventBus(_core.Bus):
             raise InvalidOptionError("on_error", on_error, "a callable or None")
         if not isinstance(name, str):
             raise InvalidOptionError("name", name, "a str")
-        timing_number = monitoring.timing_options(timing, timing_interval, stats)
+        timing_number = monitor.timing_options(timing, timing_interval, stats)
         try:
             self._codec = codecs.get(codec)
         except TypeError as error:
@@ -169,7 +169,7 @@ class EventBus(_core.Bus):
         self._sinks: set[Any] = set()  # streams to end when this is closed
         self._batches: set[Any] = set()  # handlers that hold events
         self._timers: timers.Timers | None = None
-        self._monitor = monitoring.Monitor(timing, timing_interval, stats)
+        self._monitor = monitor.Monitor(timing, timing_interval, stats)
         self._configure(
             self._codec,
             errors == "log",
@@ -467,10 +467,10 @@ class EventBus(_core.Bus):
 
         Raises InvalidOptionError (for a bus with stats=False too), UnsupportedKeyError.
         """
-        if timing not in monitoring.TIMINGS or not self._monitor.counting:
-            wanted = f"one of {monitoring.TIMINGS}, on a bus with stats=True"
+        if timing not in monitor.TIMINGS or not self._monitor.counting:
+            wanted = f"one of {monitor.TIMINGS}, on a bus with stats=True"
             raise InvalidOptionError("timing", timing, wanted)
-        self._set_timing(key, monitoring.TIMINGS.index(timing))
+        self._set_timing(key, monitor.TIMINGS.index(timing))
 
     def report(self) -> str:
         """Return the statistics as a table for people, what needs care first."""

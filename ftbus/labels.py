@@ -9,6 +9,7 @@ import enum
 from typing import Any, Final
 
 from ftbus._core import Key
+from ftbus.failures import name_of
 
 OTHER: Final = "(other)"
 """What has no key of its own, or was summed."""
@@ -42,6 +43,6 @@ def failure_fields(
     kind = type(error)
     return {
         "ftbus_key": label(key),
-        "ftbus_handler": getattr(handler, "__qualname__", type(handler).__qualname__),
+        "ftbus_handler": name_of(handler),
         "ftbus_error": f"{kind.__module__}.{kind.__qualname__}",
     }

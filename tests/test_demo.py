@@ -11,6 +11,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 from ftbus import demo
 from ftbus.demo import protocol
 from ftbus.demo.report import Report
+from ftbus.monitoring import sockets
 
 pytestmark = pytest.mark.thread_unsafe(reason="it runs processes and threads itself")
 
@@ -33,6 +35,7 @@ class Run:
 
     def __init__(self, folder: Path, *options: str) -> None:
         self.json = folder / "figures.json"
+        self.runtime_folder = folder / "run"
         command = [sys.executable, "-m", "ftbus", "demo", "--json", str(self.json)]
         self.process = subprocess.Popen(
             [*command, *options],
@@ -40,6 +43,7 @@ class Run:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            env={**os.environ, "FTBUS_RUNTIME_DIR": str(self.runtime_folder)},
         )
         self.output = ""
 
@@ -55,6 +59,11 @@ class Run:
     def wait_until_playing(self) -> int:
         """Return the server's port once all players play."""
         return int(self.wait_for(r"port (\d+)")[1])
+
+    def wait_for_dashboard(self) -> tuple[int, str]:
+        """Return the port and the token of the page."""
+        found = self.wait_for(r"dashboard: http://127\.0\.0\.1:(\d+)/#token=(\S+)")
+        return int(found[1]), found[2]
 
     def interrupt(self) -> None:
         """End it as Ctrl-C would."""
@@ -145,6 +154,35 @@ def test_terminal_shows_a_table_while_the_match_goes_on() -> None:
         "workers' shares",
     ):
         assert name.encode() in shown
+
+
+def test_match_can_be_looked_at_from_outside(runs: Any, tmp_path: Path) -> None:
+    run = runs("--seconds", "60", "--players", "2", "--dashboard")
+    port, token = run.wait_for_dashboard()
+    run.wait_until_playing()
+    with contextlib.closing(HTTPConnection("127.0.0.1", port, timeout=LIMIT_S)) as page:
+        page.request("GET", "/api/stats", headers={"Authorization": f"Bearer {token}"})
+        stats = json.loads(page.getresponse().read())["stats"]
+    assert stats["name"] == "game"
+    assert {row["key"] for row in stats["topics"]} >= {"player.input", "player.moved"}
+    (path,) = sockets.running(run.runtime_folder)
+    shown = subprocess.run(
+        [sys.executable, "-m", "ftbus", "top", str(path), "--json", "--once"],
+        capture_output=True,
+        timeout=LIMIT_S,
+        check=True,
+    )
+    assert json.loads(shown.stdout)["process"]["pid"] == run.process.pid
+    run.interrupt()
+    run.finish_clean()
+    assert list(run.runtime_folder.iterdir()) == []
+
+
+def test_dashboard_whose_port_is_in_use_is_said(runs: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        run = runs("--dashboard", str(other.getsockname()[1]))
+        assert run.finish() == 2
+        assert "the port is in use" in run.output
 
 
 def count_snapshots(replay: bytes) -> int:

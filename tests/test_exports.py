@@ -12,6 +12,7 @@ import pytest
 import ftbus
 
 PUBLIC = [
+    "AddressInUseError",
     "ArenaLimitError",
     "Buffer",
     "BufferPool",
@@ -77,6 +78,8 @@ BUS = [
     "remove_observer",
     "report",
     "reset_stats",
+    "serve_dashboard",
+    "serve_stats",
     "set_timing",
     "stats",
     "stream",

@@ -21,6 +21,12 @@ import ftbus
 for info in pkgutil.iter_modules(ftbus.__path__):
     if info.name not in ("__main__", "cabi", "_cabi", "demo"):
         importlib.import_module(f"ftbus.{info.name}")
+import ftbus.monitoring
+for info in pkgutil.iter_modules(ftbus.monitoring.__path__):
+    try:
+        importlib.import_module(f"ftbus.monitoring.{info.name}")
+    except ModuleNotFoundError as error:  # an optional package
+        assert error.name.partition(".")[0] != "ftbus", error
 for codec in ("json", "pickle", "raw"):
     with ftbus.EventBus(workers=2, codec=codec) as bus:
         bus.on("key", lambda event: None, encoded=True)
@@ -62,6 +68,8 @@ def test_import_brings_in_nothing_that_is_slow_or_foreign(python: Any) -> None:
     foreign = {"cffi", "_cffi_backend", "numpy", "msgspec", "rich", "xxhash", "pytest"}
     assert not modules & foreign
     assert not modules & {"ftbus.cabi", "ftbus._cabi", "ftbus._cabi_build"}
+    assert not modules & {"prometheus_client", "opentelemetry", "http.server"}
+    assert not [name for name in modules if name.startswith("ftbus.monitoring")]
     assert "ftbus.demo" not in modules
     assert "ftbus.testing" not in modules
 

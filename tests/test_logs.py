@@ -142,7 +142,7 @@ def test_bus_logs_failures_with_fields(bus: EventBus, caplog: Any) -> None:
     assert record.name == "ftbus"
     assert record.levelno == logging.ERROR
     assert record.ftbus_key == "key"
-    assert record.ftbus_handler == "fail"
+    assert record.ftbus_handler == f"{__name__}.fail"
     assert record.ftbus_error == "builtins.LookupError"
     assert record.exc_info[1].args == ("no such player",)
 
@@ -155,4 +155,4 @@ def test_failures_go_to_another_logger(logger: logging.Logger, kept: Kept) -> No
         bus.drain(30)
     (record,) = kept.records
     assert record.levelno == logging.WARNING
-    assert (record.ftbus_key, record.ftbus_handler) == ("7", "fail")
+    assert (record.ftbus_key, record.ftbus_handler) == ("7", f"{__name__}.fail")

@@ -1,6 +1,7 @@
 """The collector for prometheus_client, read as a Prometheus server would."""
 
 import random
+import re
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +33,7 @@ def bus() -> Iterator[EventBus]:
 
 
 def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    """Return what a scrape says, by name and labels; fail if it says one thing twice."""
+    """Return what a scrape says, by name and labels; it says nothing twice."""
     found: dict[Any, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -236,11 +237,15 @@ def test_native_buckets_survive_a_scrape(bus: EventBus, seed: int) -> None:
     got = sample.native_histogram
     assert (got.count_value, got.zero_count) == (1002, 2)
     assert got.sum_value == pytest.approx(sum(values) / 1e9)
+    # Not from the library's parser: it takes no span that begins below 1 s.
+    spans = re.search(r"positive_spans:\[([^\]]*)\]", text)
+    assert spans is not None
     counts, n, index = {}, 0, 0
     deltas = iter(got.pos_deltas)
-    for offset, length in got.pos_spans:
-        index += offset
-        for _ in range(length):
+    for span in spans[1].split(","):
+        offset, _, length = span.partition(":")
+        index += int(offset)
+        for _ in range(int(length)):
             n += next(deltas)
             counts[index] = n
             index += 1

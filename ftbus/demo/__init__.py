@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         window=arguments.window,
         port=arguments.port,
         replay=arguments.replay,
+        dashboard=arguments.dashboard,
     )
     try:
         with match.Interrupt() as interrupt:
@@ -65,6 +66,7 @@ _LIMITS: Final = {
     "tick": (0.1, 1000.0),
     "window": (1, 64),
     "port": (0, 65535),
+    "dashboard": (0, 65535),
 }
 
 
@@ -74,7 +76,8 @@ def read_command_line(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m ftbus demo",
         description="Run a game server and its players on this machine, and report. "
         "The exit status is 1 if anything was lost, reordered, leaked or left "
-        "undecoded. Ctrl-C ends it early, with the report.",
+        "undecoded. Ctrl-C ends it early, with the report. While it runs, `python -m "
+        "ftbus top` shows its bus.",
     )
     add = parser.add_argument
     add("--players", type=int, default=64, metavar="N", help="player processes (64)")
@@ -85,6 +88,14 @@ def read_command_line(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--port", type=int, default=0, metavar="N", help="UDP port (any that is free)")
     add("--replay", type=Path, metavar="FILE", help="keep the snapshots in this file")
     add("--json", type=Path, metavar="FILE", help="write the figures to this file")
+    add(
+        "--dashboard",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="PORT",
+        help="show it in a browser too, at a port of this machine (any that is free)",
+    )
     add("--gil", choices=["compare"], help="run with the GIL on, then off; compare")
     arguments = parser.parse_args(argv)
     for name, (least, most) in _LIMITS.items():

@@ -45,6 +45,8 @@ class Options:
     """0 lets the kernel pick one."""
     replay: Path | None = None
     """Where to keep the snapshots."""
+    dashboard: int | None = None
+    """The port of the page that shows the bus; 0 for any, None for no page."""
 
     def to_argv(self) -> list[str]:
         """Return the command line that says the same."""
@@ -56,6 +58,7 @@ class Options:
             "--window": self.window,
             "--port": self.port,
             "--replay": self.replay,
+            "--dashboard": self.dashboard,
         }
         pairs = [(name, str(v)) for name, v in named.items() if v is not None]
         return [word for pair in pairs for word in pair]
@@ -115,6 +118,7 @@ class Match:
         self.server.start()
         begin = end = Reading.take(self.server, self.board)
         try:
+            self._show_outside()
             self._launcher = self._launch()
             if self._wait_for_players(interrupt):
                 begin, end = self._watch(interrupt)
@@ -122,6 +126,17 @@ class Match:
             self._finish()
             left = self.server.stop()
         return self._report(begin, end, left, interrupt)
+
+    def _show_outside(self) -> None:
+        """Let `python -m ftbus top`, and a browser, see the bus until it is closed.
+
+        Raises OSError if the page's port cannot be had.
+        """
+        with contextlib.suppress(OSError):  # no folder for sockets: then without
+            self.server.bus.serve_stats()
+        if self.options.dashboard is not None:
+            page = self.server.bus.serve_dashboard(self.options.dashboard)
+            print(f"dashboard: {page.url}", flush=True)
 
     def _launch(self) -> subprocess.Popen[bytes]:
         """Start the players. Without our GIL setting: they are not what is measured."""

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from opentelemetry import context, metrics, trace
 from opentelemetry.metrics import Observation
 
 import ftbus
 from ftbus.errors import InvalidOptionError
+from ftbus.failures import name_of
 from ftbus.labels import OTHER, failure_fields, label
 from ftbus.monitoring.series import (
     COUNTERS,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, TracerProvider
 
     from ftbus.bus import EventBus
+    from ftbus.observers import Observer
     from ftbus.stats import BusStats
 
     type _Callback = Callable[[CallbackOptions], Iterable[Observation]]
@@ -217,9 +219,7 @@ class HandlerTracer:
                 "messaging.client.id": self._bus_name,
                 "messaging.operation.type": "process",
                 "messaging.destination.name": name,
-                "code.function.name": getattr(
-                    handler, "__qualname__", type(handler).__qualname__
-                ),
+                "code.function.name": name_of(handler),
             },
         )
         token = context.attach(trace.set_span_in_context(span))
@@ -260,5 +260,5 @@ def trace_handlers(
     bus.remove_observer() ends it.
     """
     tracer = HandlerTracer(bus.name, provider)
-    bus.add_observer(tracer)
+    bus.add_observer(cast("Observer", tracer))  # it needs no `dropped`
     return tracer

@@ -60,6 +60,7 @@ def listen_own(name: str) -> tuple[Path, socket.socket]:
             "not a folder of this user's alone; set FTBUS_RUNTIME_DIR to one",
             str(folder),
         )
+    _sweep(folder)
     words = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)[:32].strip("-.")
     stem = f"{os.getpid()}-{words or 'bus'}"
     for n in itertools.count(1):
@@ -149,6 +150,15 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes that were killed have left."""
+    with _locked(folder):
+        for path in folder.glob(f"*{_SUFFIX}"):
+            with contextlib.suppress(OSError):  # no socket, or none of ours: leave it
+                if not is_answered(path):
+                    path.unlink()
 
 
 def _remove_stale(path: Path) -> None:
