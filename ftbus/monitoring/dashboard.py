@@ -136,8 +136,7 @@ class _Request(BaseHTTPRequestHandler):
         """Send the reply."""
         self.request.settimeout(_SEND_S)
         self.request.sendall(self.wfile.getvalue())  # type: ignore[attr-defined]
-        if self._source.is_spent:
-            self._source.linger()
+        self._source.linger()
 
     def handle(self) -> None:
         """Answer one request; browsers open another connection for the next."""
