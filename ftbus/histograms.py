@@ -36,6 +36,9 @@ def bounds_of(bucket: int) -> tuple[int, int]:
     return lowest, lowest + (1 << octave) - 1
 
 
+_UPPER = tuple(bounds_of(bucket)[1] for bucket in range(BUCKETS))
+
+
 @dataclass(frozen=True, slots=True)
 class Histogram:
     """How long something took, in nanoseconds; immutable, safe to share.
@@ -176,13 +179,23 @@ def from_counts(
         sum_ns,
         min_ns,
         max_ns,
-        tuple((bounds_of(bucket)[1], counts[bucket]) for bucket in sorted(counts)),
+        tuple((_UPPER[bucket], counts[bucket]) for bucket in sorted(counts)),
     )
 
 
 def merge(histograms: Iterable[Histogram]) -> Histogram:
-    """Return the histogram of the durations of all, exactly."""
-    total = EMPTY
-    for each in histograms:
-        total = total.merged(each)
-    return total
+    """Return the histogram of the durations of all, exactly; in one pass."""
+    full = [each for each in histograms if each.count]
+    if len(full) <= 1:
+        return full[0] if full else EMPTY
+    counts: dict[int, int] = {}
+    for each in full:
+        for upper, n in each.buckets:
+            counts[upper] = counts.get(upper, 0) + n
+    return Histogram(
+        sum(each.count for each in full),
+        sum(each.sum_ns for each in full),
+        min(each.min_ns for each in full),
+        max(each.max_ns for each in full),
+        tuple(sorted(counts.items())),
+    )

@@ -24,6 +24,8 @@ from ftbus.stats import (
     TopicStats,
     WorkerStats,
     busiest_first,
+    merge_counters,
+    merge_times,
     slowest_first,
 )
 
@@ -98,13 +100,11 @@ class Monitor:
         """Sum what every thread has counted."""
         *rows, own = bus._figures(exact)
         topics, handlers = [], []
-        total, times = Counters(), Times()
         for key, timing, counters, row_times, row_handlers in rows:
             row = self._topic_row(key, timing, counters, row_times, len(row_handlers))
             topics.append(row)
-            total = total.merged(row)
-            times = times.merged(row.times)
             handlers += [self._handler_row(key, *figures) for figures in row_handlers]
+        total = merge_counters(topics)
         pool = bus._pool_stats()
         now_s = time.monotonic()
         return BusStats(
@@ -123,7 +123,7 @@ class Monitor:
             queued=pool["queued"],
             queued_max=pool["queued_max"],
             queue_size=bus._queue_size,
-            times=times,
+            times=merge_times(row.times for row in topics),
             lookups=_lookups(own, total),
             partitions=_partitions(own, pool),
             topics=busiest_first(topics),

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 from ftbus.labels import OTHER, label
 from ftbus.monitoring.snapshots import traffic
-from ftbus.stats import Counters
+from ftbus.stats import merge_counters
 
 if TYPE_CHECKING:
-    from ftbus.stats import TopicStats
+    from ftbus.stats import Counters, TopicStats
 
 # Field of Counters: name, what it counts.
 COUNTERS: Final = {
@@ -74,11 +74,13 @@ class KeySeries:
 
     def rows(self, topics: tuple[TopicStats, ...]) -> dict[str, Counters]:
         """Return the counters by label; those of the keys without series summed."""
-        labelled: dict[str, Counters] = {}
+        groups: dict[str, list[Counters]] = {}
         for row in topics:
-            name = label(row.key)
-            known = labelled.get(name)
-            labelled[name] = row if known is None else _sum(known, row)
+            groups.setdefault(label(row.key), []).append(row)
+        labelled = {
+            name: group[0] if len(group) == 1 else merge_counters(group)
+            for name, group in groups.items()
+        }
         with self._lock:
             free = self._limit - len(self._named)
             if free > 0:
@@ -87,14 +89,7 @@ class KeySeries:
                 self._named.update(best)
             named = self._named.copy()
         rows = {n: row for n, row in labelled.items() if n in named}
-        rest_of = [row for n, row in labelled.items() if n not in named]
-        if rest_of:
-            total = Counters()
-            for each in rest_of:
-                total = _sum(total, each)
-            rows[OTHER] = total
+        left = [row for n, row in labelled.items() if n not in named]
+        if left:
+            rows[OTHER] = merge_counters(left)
         return rows
-
-
-def _sum(one: Counters, two: Counters) -> Counters:
-    return Counters(**one._combined(two, 1))

@@ -19,13 +19,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import ftbus
 from ftbus.labels import label
-from ftbus.stats import Counters, TopicStats
+from ftbus.stats import TopicStats, merge_counters, merge_times
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from ftbus.bus import EventBus
-    from ftbus.stats import BusStats, HandlerStats
+    from ftbus.stats import BusStats, Counters, HandlerStats
 
 VERSION: Final = 1
 ROWS_DEFAULT: Final = 100
@@ -91,15 +89,13 @@ def traffic(row: Counters) -> int:
     return row.emitted + row.posted + row.handled
 
 
-def other(rows: Iterable[TopicStats]) -> TopicStats:
+def other(rows: list[TopicStats]) -> TopicStats:
     """Return the sum of rows, as one of no key."""
-    total, handlers, times = Counters(), 0, ftbus.Times()
-    for row in rows:
-        total = Counters(**total._combined(row, 1))
-        handlers += row.handlers
-        times = times.merged(row.times)
-    counters = {name: getattr(total, name) for name in Counters.__slots__}
-    return TopicStats(**counters, handlers=handlers, times=times)
+    return TopicStats(
+        **merge_counters(rows).to_counts(),
+        handlers=sum(row.handlers for row in rows),
+        times=merge_times(row.times for row in rows),
+    )
 
 
 def bounded(stats: BusStats, rows: int) -> BusStats:
@@ -111,7 +107,7 @@ def bounded(stats: BusStats, rows: int) -> BusStats:
     named = [row for row in stats.topics if row.key is not None]
     kept = heapq.nlargest(rows, named, key=traffic)
     names = {id(row) for row in kept}
-    rest = other(row for row in stats.topics if id(row) not in names)
+    rest = other([row for row in stats.topics if id(row) not in names])
     topics = (*kept, rest) if traffic(rest) or rest.handlers else tuple(kept)
     return replace(stats, topics=topics, handlers=_notable(stats.handlers, rows))
 
