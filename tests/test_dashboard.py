@@ -242,6 +242,7 @@ def test_options(bus: EventBus) -> None:
         {"port": -1},
         {"port": True},
         {"port": "80"},
+        {"host": ""},
         {"token": "short"},
         {"token": "with space"},
         {"token": b"12345678"},

@@ -12,6 +12,8 @@ from ftbus import BusClosedError, EventBus, InvalidOptionError
 from ftbus.monitoring import logs
 from ftbus.testing import eventually
 
+pytestmark = pytest.mark.thread_unsafe(reason="one bus for each test")
+
 
 class Kept(logging.Handler):
     """Keeps records; says when one has come."""
@@ -98,7 +100,6 @@ def test_logger_ends_with_the_bus(logger: logging.Logger, kept: Kept) -> None:
             logs.StatsLogger(bus, interval)  # type: ignore[arg-type]
 
 
-@pytest.mark.thread_unsafe(reason="looks for a thread by name")
 def test_logger_keeps_no_bus_alive(logger: logging.Logger) -> None:
     bus = EventBus(name="forgotten")
     logs.StatsLogger(bus, 3600, logger=logger)
@@ -133,7 +134,6 @@ def fail(event: object) -> None:
     raise LookupError("no such player")
 
 
-@pytest.mark.thread_unsafe(reason="caplog")
 def test_bus_logs_failures_with_fields(bus: EventBus, caplog: Any) -> None:
     bus.on("key", fail)
     bus.post("key")

@@ -22,6 +22,8 @@ from opentelemetry.trace import StatusCode, get_current_span
 
 from ftbus.monitoring import opentelemetry
 
+pytestmark = pytest.mark.thread_unsafe(reason="one bus for each test")
+
 
 @pytest.fixture
 def bus() -> Iterator[EventBus]:

@@ -25,6 +25,8 @@ from prometheus_client.parser import text_string_to_metric_families  # noqa: E40
 from ftbus.monitoring import prometheus  # noqa: E402
 from ftbus.monitoring.prometheus import Collector  # noqa: E402
 
+pytestmark = pytest.mark.thread_unsafe(reason="one bus for each test")
+
 
 @pytest.fixture
 def bus() -> Iterator[EventBus]:

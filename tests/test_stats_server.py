@@ -252,6 +252,18 @@ def test_keys_are_bounded_and_the_rest_summed(bus: EventBus) -> None:
     assert [row["emitted"] for row in rows] == [50, 49, 48, sum(range(48))]
 
 
+def test_keys_of_one_name_are_one_row(bus: EventBus) -> None:
+    for key in ("7", 7, "x" * 200 + "a", "x" * 200 + "b"):
+        bus.topic(key)
+        bus.emit(key)
+    with bus.serve_stats() as server, StatsClient(server.address) as client:
+        rows = client.stats()["stats"]["topics"]
+    assert {row["key"]: row["emitted"] for row in rows} == {
+        "7": 2,
+        "x" * 119 + "…": 2,
+    }
+
+
 class Colour(enum.Enum):
     RED = 1
 

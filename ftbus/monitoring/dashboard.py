@@ -82,6 +82,8 @@ class Dashboard(Server):
         ):
             expected = "None or 8 to 256 letters, digits and any of ~._-"
             raise InvalidOptionError("token", token, expected)
+        if not isinstance(host, str) or not host:
+            raise InvalidOptionError("host", host, "an address of this machine")
         self.snapshots = Snapshots(check_rows(max_keys))
         self.assets = _read_assets()
         self.host = host

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import ftbus
-from ftbus.labels import label
+from ftbus.labels import OTHER, label
 from ftbus.stats import TopicStats, merge_counters, merge_times
 
 if TYPE_CHECKING:
@@ -99,16 +99,25 @@ def other(rows: list[TopicStats]) -> TopicStats:
 
 
 def bounded(stats: BusStats, rows: int) -> BusStats:
-    """Return the same with at most that many rows of keys, one of handlers.
+    """Return the same with at most that many rows of keys, and of handlers.
 
     The keys with the most traffic stay, the rest is summed in the row of no key; of the
-    handlers the slowest, and those called most.
+    handlers the slowest, and those called most. Keys of one label become one row.
     """
-    named = [row for row in stats.topics if row.key is not None]
-    kept = heapq.nlargest(rows, named, key=traffic)
-    names = {id(row) for row in kept}
-    rest = other([row for row in stats.topics if id(row) not in names])
-    topics = (*kept, rest) if traffic(rest) or rest.handlers else tuple(kept)
+    named: dict[str, list[TopicStats]] = {}
+    for row in stats.topics:
+        named.setdefault(label(row.key), []).append(row)
+    rest = named.pop(OTHER, [])
+    single = [
+        group[0] if len(group) == 1 else replace(other(group), key=name)
+        for name, group in named.items()
+    ]
+    kept = heapq.nlargest(rows, single, key=traffic)
+    if len(kept) < len(single):
+        names = {id(row) for row in kept}
+        rest += [row for row in single if id(row) not in names]
+    left = other(rest)
+    topics = (*kept, left) if traffic(left) or left.handlers else tuple(kept)
     return replace(stats, topics=topics, handlers=_notable(stats.handlers, rows))
 
 

@@ -197,8 +197,8 @@ function drawWorkerFacts({ partitions, lookups, timing, times, handled, encoded,
   const facts = {
     "Wait in the queue, p50 · p99": timing !== "off" && times.wait.count
       ? `${format.duration(times.wait.p50_ns)} · ${format.duration(times.wait.p99_ns)}` : null,
-    "Partitions waiting, deepest": partitions.posted
-      ? `${format.count(partitions.busy)} of ${format.count(partitions.groups)}, ${format.count(partitions.deepest)}` : null,
+    "Partitions with events": partitions.posted
+      ? `${format.count(partitions.busy)} of ${format.count(partitions.groups)}` : null,
     "Look-ups avoided": emitted && lookups.hits + lookups.misses + lookups.avoided
       ? format.share(lookups.avoided / emitted) : null,
     "Encoded, shared": encoded ? `${format.count(encoded)}, ${format.count(shared)}` : null,
