@@ -233,6 +233,17 @@ def test_ends_with_the_bus() -> None:
         bus.serve_dashboard()
 
 
+def test_another_address_can_be_listened_at(bus: EventBus) -> None:
+    try:
+        board = bus.serve_dashboard(host="::1")
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    with board, contextlib.closing(HTTPConnection("::1", board.port, 60)) as client:
+        assert board.url.startswith(f"http://[::1]:{board.port}/#token=")
+        client.request("GET", "/")
+        assert client.getresponse().status == 200
+
+
 def test_options(bus: EventBus) -> None:
     with bus.serve_dashboard(token="my-own-token") as board:
         assert get_stats(board, "my-own-token")[0].status == 200

@@ -228,6 +228,25 @@ def _threads(word: str) -> list[str]:
     return [t.name for t in threading.enumerate() if word in t.name]
 
 
+def test_who_connects_again_and_again_has_to_wait(
+    bus: EventBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ftbus.monitoring.server._ACCEPTS_PER_S", 3)
+    pauses = []
+    pause = StatsServer._pause
+
+    def note(self: StatsServer, seconds: float) -> None:
+        pauses.append(seconds)
+        pause(self, seconds / 100)
+
+    monkeypatch.setattr(StatsServer, "_pause", note)
+    with bus.serve_stats() as server:
+        for _ in range(6):
+            assert len(exchange(server.address, ASK)) == 1
+    assert pauses
+    assert all(0 < seconds <= 1 for seconds in pauses)
+
+
 def test_client_that_resets_is_no_news(bus: EventBus, caplog: Any) -> None:
     with bus.serve_stats(0) as server:
         for _ in range(10):

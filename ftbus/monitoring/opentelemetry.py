@@ -201,7 +201,9 @@ class HandlerTracer:
     """An observer of a bus that makes a span of each handler call.
 
     The span is current while the handler runs, so that what it starts, and posts, is
-    below it. Its attributes are those of the semantic conventions for messaging.
+    below it. That of an async handler ends when its loop has got it; what it starts
+    is below it all the same. The attributes are those of the semantic conventions for
+    messaging.
     """
 
     def __init__(self, bus_name: str, provider: TracerProvider | None = None) -> None:

@@ -32,6 +32,7 @@ _JOIN_S: Final = 1.0
 _LINGER_S: Final = 1.0
 _LINGER_BYTES_MAX: Final = 1 << 20
 _PAUSE_S: Final = 0.1  # after the system had no descriptor or thread for a connection
+_ACCEPTS_PER_S: Final = 500  # who connects again and again waits, and takes no core
 
 logger = logging.getLogger("ftbus")
 
@@ -107,6 +108,8 @@ class Server:
         self._lock = threading.RLock()  # a finalizer may end a server while it is held
         self._connections: dict[socket.socket, threading.Thread] = {}  # by the lock
         self._has_ended = False  # by the lock
+        self._second_s = 0.0  # when counting began; by the accepting thread alone
+        self._accepted = 0  # since then
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
         listener.setblocking(False)
@@ -211,6 +214,7 @@ class Server:
                 while not self._has_ended and self.bus() is not None:
                     selector.select()
                     self._accept()
+                    self._hold_back()
         finally:
             self.close()
             self._close_sockets()
@@ -221,7 +225,7 @@ class Server:
         except (BlockingIOError, ConnectionAbortedError, InterruptedError):
             return
         except OSError:
-            self._pause()  # no descriptor is left, perhaps for a moment only
+            self._pause(_PAUSE_S)  # no descriptor is left, perhaps for a moment only
             return
         thread = threading.Thread(
             target=Context().run,
@@ -244,10 +248,19 @@ class Server:
             thread.start()
         except RuntimeError:  # no thread is to be had
             self._drop(connection)
-            self._pause()
+            self._pause(_PAUSE_S)
 
-    def _pause(self) -> None:
-        self._woken.settimeout(_PAUSE_S)
+    def _hold_back(self) -> None:
+        """Wait for the next second if enough clients were accepted in this one."""
+        now_s = time.monotonic()
+        if now_s >= self._second_s + 1.0:
+            self._second_s, self._accepted = now_s, 0
+        self._accepted += 1
+        if self._accepted >= _ACCEPTS_PER_S:
+            self._pause(self._second_s + 1.0 - now_s)
+
+    def _pause(self, seconds: float) -> None:
+        self._woken.settimeout(max(1e-3, seconds))
         with contextlib.suppress(TimeoutError):
             self._woken.recv(1)
 

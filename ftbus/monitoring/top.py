@@ -17,7 +17,7 @@ from ftbus.monitoring.stats_client import StatsClient, StatsUnavailableError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_INTERVALS_S = (0.1, 3600.0)
+_INTERVALS_S = (0.1, 30.0)  # the server closes clients that ask too rarely
 
 
 def main(argv: Sequence[str]) -> int:
