@@ -393,10 +393,10 @@ def test_rates_reach_back_to_what_was_read() -> None:
 
 
 def test_rates_of_each_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ftbus import monitoring
+    from ftbus import monitor
 
     clock = [1000.0]
-    monkeypatch.setattr(monitoring.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(monitor.time, "monotonic", lambda: clock[0])
     with EventBus() as bus:
         bus.on("key", lambda event: None)
         for second in range(200):
