@@ -1,7 +1,7 @@
 """EventBus: keys, handlers, and the three verbs emit, post and call.
 
 The hot methods (emit, emit_many, post, post_many, off, pin) come from the C core; this
-file is what surrounds them.
+file is what surrounds them, monitored.py what looks at them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ftbus import (
 )
 from ftbus.errors import BusClosedError, InvalidOptionError
 from ftbus.executor import BusExecutor
-from ftbus.reports import report
+from ftbus.monitored import MonitoredBus
 from ftbus.streams import EventStream
 from ftbus.topic import Topic
 
@@ -32,14 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
     from contextvars import Context
-    from os import PathLike
     from types import TracebackType
 
     from ftbus._core import Subscription
-    from ftbus.monitoring.dashboard import Dashboard
-    from ftbus.monitoring.stats_server import StatsServer
-    from ftbus.observers import Observer
-    from ftbus.stats import BusStats, Timing
+    from ftbus.stats import Timing
     from ftbus.timers import Timer
 
     type Handler = Callable[[Any], Any]
@@ -60,7 +56,7 @@ _PRIORITY_MAX = 1 << 31
 logger = logging.getLogger("ftbus")
 
 
-class EventBus(_core.Bus):
+class EventBus(MonitoredBus):
     """Deliver events to handlers: here and now, in worker threads, or for results.
 
     workers: threads for post and call; None is one per core the process may use. They
@@ -441,103 +437,6 @@ class EventBus(_core.Bus):
         """
         return dispatch.close(self, drain=drain, timeout=timeout)
 
-    # Looking
-
-    def stats(self, *, exact: bool = False) -> BusStats:
-        """Return the figures since the start, or since reset_stats(); never a lock.
-
-        exact: read all counters at one moment. Every other thread that runs Python is
-            stopped for that, some microseconds per key; the counters' sums then hold
-            exactly for that moment, and each emit and delivery is in all of them or in
-            none. Without it each counter is exact at a quiet moment, and some recent
-            value while threads run; none goes backwards.
-
-        Raises StatsUnstableError if exact cannot be had on this interpreter.
-        """
-        return self._monitor.stats(self, exact)
-
-    def reset_stats(self) -> None:
-        """Let stats() and report() count from here. No counter is ever zeroed."""
-        self._monitor.reset(self)
-
-    def set_timing(self, key: object, timing: Timing) -> None:
-        """Time none, some or all events of one key, whatever the bus does.
-
-        timing: "off", "sampled" or "all". In effect from the next emit or post on.
-
-        Raises InvalidOptionError (for a bus with stats=False too), UnsupportedKeyError.
-        """
-        if timing not in monitor.TIMINGS or not self._monitor.counting:
-            wanted = f"one of {monitor.TIMINGS}, on a bus with stats=True"
-            raise InvalidOptionError("timing", timing, wanted)
-        self._set_timing(key, monitor.TIMINGS.index(timing))
-
-    def report(self) -> str:
-        """Return the statistics as a table for people, what needs care first."""
-        return report(self.stats())
-
-    def add_observer(self, observer: Observer) -> None:
-        """Tell `observer` of each handler call, and of dropped events.
-
-        observer: an object with some of the methods of ftbus.observers.Observer.
-
-        Without observers this costs nothing; with one, some microseconds per call. A
-        call that is under way is not told of. Idempotent. Raises InvalidOptionError.
-        """
-        with self._lock:
-            self._monitor.observers.add(observer)
-            self._set_observed(True)
-
-    def remove_observer(self, observer: Observer) -> bool:
-        """Stop telling `observer`; return whether it was told so far."""
-        with self._lock:
-            was_there = self._monitor.observers.remove(observer)
-            self._set_observed(bool(self._monitor.observers))
-        return was_there
-
-    def serve_stats(
-        self, where: str | PathLike[str] | int | None = None, *, max_keys: int = 100
-    ) -> StatsServer:
-        """Let other processes of this user read stats(), until close(); return it.
-
-        where: the path of a Unix socket, which only this user can connect to; None for
-            one in the user's runtime folder, where `python -m ftbus top` looks. An int
-            is a TCP port on the loopback interface, 0 any that is free: there every
-            user of the machine can connect, and whoever has the `token` of what is
-            returned, a secret made for this process, gets the statistics.
-        max_keys: rows of keys, the busiest; the rest is summed.
-
-        It has threads of its own; see ftbus.monitoring.stats_server for the protocol.
-
-        Raises AddressInUseError, InvalidOptionError, BusClosedError and OSError.
-        """
-        from ftbus.monitoring.stats_server import StatsServer
-
-        return StatsServer(self, where, max_keys=max_keys)
-
-    def serve_dashboard(
-        self,
-        port: int = 0,
-        *,
-        host: str = "127.0.0.1",
-        token: str | None = None,
-        max_keys: int = 100,
-    ) -> Dashboard:
-        """Show stats() as a page at the `url` of what is returned, until close().
-
-        port: 0 is any that is free.
-        host: the address to listen at. Beyond the loopback interface everything,
-            the token too, goes over the network in plain text.
-        token: what the url ends with, and whoever wants the data must know; None
-            makes a new one.
-        max_keys: rows of keys, the busiest; the rest is summed.
-
-        Raises AddressInUseError, InvalidOptionError, BusClosedError and OSError.
-        """
-        from ftbus.monitoring.dashboard import Dashboard
-
-        return Dashboard(self, port, host=host, token=token, max_keys=max_keys)
-
     def __enter__(self) -> Self:
         return self
 
@@ -575,23 +474,6 @@ class EventBus(_core.Bus):
             if self._closing:
                 raise BusClosedError(self, "post")
             dispatch.start_workers(self)
-
-    def _note_failure(self, error: BaseException, key: object, handler: object) -> None:
-        """Count a failure under its exception type."""
-        monitor = getattr(self, "_monitor", None)  # __init__ may not have been called
-        if monitor is not None:
-            monitor.failures.note(error, key, handler)
-
-    def _observe(
-        self, kind: str, key: object, handler: object, event: object, error: object
-    ) -> None:
-        """Tell the observers."""
-        arguments: tuple[object, ...] = (key, handler, event)
-        if kind == "failed":
-            arguments += (error,)
-        elif kind == "dropped":
-            arguments = (key, event)
-        self._monitor.observers.tell(kind, arguments)
 
     def _report_failure(
         self, error: BaseException, key: object, handler: object
