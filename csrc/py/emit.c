@@ -103,6 +103,9 @@ bus_of(const struct ftb_topic *topic)
     return topic->bus->object;
 }
 
+/* A delivery that has done nothing yet. */
+static const struct delivery untouched = {0};
+
 /* The rest of emit_plain when a handler raised, or the snapshot was replaced. */
 static FTB_NOINLINE PyObject *
 emit_rest(
@@ -112,9 +115,8 @@ emit_rest(
     struct delivery delivery = delivery_of(bus_of(topic), event);
     delivery.thread = thread;
     delivery.cell = cell;
-    struct delivery before = delivery;
     int stopped = snapshot_run_rest(&delivery, snapshot, i, has_raised);
-    Py_ssize_t ran_n = topic_done(&delivery, topic, snapshot, &before, stopped);
+    Py_ssize_t ran_n = topic_done(&delivery, topic, snapshot, &untouched, stopped);
     ftb_cell_emitted_apart_local(cell);
     return delivery_result(&delivery, topic->key_object, ran_n);
 }
@@ -128,12 +130,11 @@ emit_timed(
     struct delivery delivery = delivery_of(bus_of(topic), event);
     delivery.thread = thread;
     delivery.cell = cell;
-    struct delivery before = delivery;
     uint64_t start_ns = ftb_now_ns();
     delivery.stamp_ns = start_ns;
     int stopped = snapshot_run_any(&delivery, snapshot, 0);
     uint64_t end_ns = delivery.stamp_ns;
-    Py_ssize_t ran_n = topic_done(&delivery, topic, snapshot, &before, stopped);
+    Py_ssize_t ran_n = topic_done(&delivery, topic, snapshot, &untouched, stopped);
     ftb_cell_emitted_apart_local(cell);
     ftb_cell_record_local(cell, FTB_TIME_EMIT, end_ns - start_ns);
     return delivery_result(&delivery, topic->key_object, ran_n);
@@ -325,23 +326,16 @@ count_lookup(BusObject *bus, struct ftb_thread *thread, int found)
     }
 }
 
-PyObject *
-bus_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+/* bus.emit of a key that the front cache does not know. A frame of its own: emits may nest
+ * deep on small stacks. */
+static FTB_NOINLINE PyObject *
+emit_looked_up(
+    BusObject *bus, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    BusObject *bus = (BusObject *)self;
-    struct ftb_thread *thread = bus_thread();
-    if (FTB_UNLIKELY(thread == NULL)) {
-        return NULL;
-    }
     PyObject *pair[2], *key, *event;
     struct ftb_topic *topic = NULL;
-    if (FTB_LIKELY(nargs == 2 && kwnames == NULL)) {
-        topic = front_find(bus, thread, args[0]);
-        if (FTB_LIKELY(topic != NULL)) {
-            return emit_on_topic(thread, topic, args[1]);
-        }
-    }
-    if (args_unpack(&bus_emit_spec, args, nargs, kwnames, pair) < 0
+    struct ftb_thread *thread = bus_thread();
+    if (thread == NULL || args_unpack(&bus_emit_spec, args, nargs, kwnames, pair) < 0
         || bus_key_and_event(pair[0], pair[1], &key, &event) < 0) {
         return NULL;
     }
@@ -358,6 +352,23 @@ bus_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwna
         return emit_on_bases(bus, key, event);
     }
     return emit_unheard(bus, thread, NULL);
+}
+
+PyObject *
+bus_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    BusObject *bus = (BusObject *)self;
+    struct ftb_thread *thread = bus_thread();
+    if (FTB_UNLIKELY(thread == NULL)) {
+        return NULL;
+    }
+    if (FTB_LIKELY(nargs == 2 && kwnames == NULL)) {
+        struct ftb_topic *topic = front_find(bus, thread, args[0]);
+        if (FTB_LIKELY(topic != NULL)) {
+            return emit_on_topic(thread, topic, args[1]);
+        }
+    }
+    return emit_looked_up(bus, args, nargs, kwnames);
 }
 
 /* Emit each event of an iterable; stops at the first that raises. */

@@ -77,11 +77,13 @@ delivery_failed(struct delivery *delivery, struct ftb_handler *handler)
             handler->callable);
         error = PyErr_GetRaisedException();
     }
+    if (delivery->has_caller && is_nested_too_deep(error)) {
+        PyErr_SetRaisedException(error); /* the outermost emit notes it, once */
+        return -1;
+    }
     bus_note_failure(
         delivery->bus, error, handler->topic->key_object, handler->callable);
-    if (delivery->has_caller
-        && (!PyErr_GivenExceptionMatches(error, PyExc_Exception)
-            || is_nested_too_deep(error))) {
+    if (delivery->has_caller && !PyErr_GivenExceptionMatches(error, PyExc_Exception)) {
         PyErr_SetRaisedException(error); /* KeyboardInterrupt, SystemExit */
         return -1;
     }
