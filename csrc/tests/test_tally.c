@@ -332,7 +332,7 @@ test_times_of_all_threads_add_up(void)
     struct ftb_bus *bus = bus_new();
     ftb_init(&timed.left, TIMERS_N);
     for (int i = 0; i < TIMED_N; i++) {
-        char name[16];
+        char name[24];
         snprintf(name, sizeof name, "%d", i);
         fake_init(&timed.fake[i]);
         timed.topics[i] = topic_of(bus, name);
@@ -355,7 +355,7 @@ choices_body(int ix, void *context)
     struct ftb_bus *bus = churn->topic->bus;
     if (ix == 0) {
         for (long n = 0; n < 200; n++) {
-            char name[16];
+            char name[24];
             snprintf(name, sizeof name, "%ld", n);
             struct ftb_topic *topic = topic_of(bus, name);
             CHECK(ftb_topic_timing(topic) == FTB_TIMING_OFF);
