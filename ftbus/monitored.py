@@ -35,7 +35,8 @@ class MonitoredBus(_core.Bus):
         """Return the figures since the start, or since reset_stats(); never a lock.
 
         exact: read all counters at one moment. Every other thread that runs Python is
-            stopped for that, some microseconds per key; the counters' sums then hold
+            stopped for that, some microseconds per key (and waited for: with more busy
+            threads than cores that may take a while); the counters' sums then hold
             exactly for that moment, and each emit and delivery is in all of them or in
             none. Without it each counter is exact at a quiet moment, and some recent
             value while threads run; none goes backwards.
