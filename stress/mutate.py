@@ -50,8 +50,8 @@ PY_MUTANTS = (
     Mutant(
         "py-cancel-waits-for-nobody",
         "py/subscription.c",
-        "while (wait) {",
-        "while (wait > 1) {",
+        "if (wait && wait_quiet(self) < 0) {",
+        "if (wait > 1 && wait_quiet(self) < 0) {",
         ("stress",),
     ),
     Mutant(

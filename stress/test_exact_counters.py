@@ -2,8 +2,8 @@
 
 Hunts for counts that are lost between threads, when a thread ends, or when handlers are
 subscribed and cancelled under emits (calls are inferred from runs: ftb_tally.h),
-and for an exact reading that is not one moment. Must catch the mutants of ftb_tally and
-ftb_shard (csrc/mutants_counters.py). FTB_SCALE=1 is two seconds on two cores.
+and for an exact reading that is not one moment. FTB_SCALE=1 is two seconds on two cores.
+Mutants: tally-unmarked.
 """
 
 import random
