@@ -3,7 +3,7 @@
 Hunts for an event that is admitted after the close and lost, for a drain that sleeps
 through its last event, for a close that waits for itself, and for a call that is never
 answered because its bus went away.
-Mutants: pool-close-ignored, pool-ignores-stop, py-dropped-event-kept.
+Mutants: pool-close-ignored, py-dropped-event-kept.
 """
 
 import random

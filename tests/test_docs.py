@@ -56,6 +56,15 @@ def test_every_lane_is_a_make_target() -> None:
     assert named - targets == set()
 
 
+def test_ci_names_every_lane_that_it_leaves_out() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    run = set(re.findall(r'^phase "[^"]*" ([a-z-]+)', script, re.MULTILINE))
+    left_out = re.search(r"left_out=\(([^)]*)\)", script)
+    assert left_out
+    lanes = set(re.findall(r"`make ([a-z-]+)", DOCUMENTS[0].read_text()))
+    assert lanes - run - set(left_out[1].split()) == {"check"}  # part of make test
+
+
 def test_every_stress_test_belongs_to_a_row() -> None:
     """No stress test is there that no document says the purpose of."""
     named = set().union(*(named_tests(path.read_text()) for path in DOCUMENTS))

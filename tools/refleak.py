@@ -17,6 +17,8 @@ import contextlib
 import gc
 import os
 import sys
+from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,12 @@ from ftbus.testing import eventually
 SETTLED_S = 10.0
 
 
-def counts() -> tuple[int, int, int]:
-    """Return references, memory blocks and descriptors once they hold still."""
-    last = [0]
+def note_counts(noted: array[int], at: int) -> None:
+    """Note references, memory blocks and descriptors once they hold still."""
+    last = array("q", [0])
 
     def is_settled() -> bool:
+        sys._clear_internal_caches()  # of types: it keeps names that were looked up
         gc.collect()
         _core.reclaim()
         before, last[0] = last[0], sys.gettotalrefcount()
@@ -41,20 +44,24 @@ def counts() -> tuple[int, int, int]:
 
     with contextlib.suppress(AssertionError):  # the test leaves a thread at work
         eventually(is_settled, SETTLED_S)
-    fds_n = len(os.listdir("/proc/self/fd"))
-    return sys.gettotalrefcount(), sys.getallocatedblocks(), fds_n
+    noted[at + 2] = len(os.listdir("/proc/self/fd"))
+    noted[at] = sys.gettotalrefcount()
+    noted[at + 1] = sys.getallocatedblocks()
 
 
-def leaks(deltas: list[tuple[int, int, int]]) -> list[str]:
+def leaks(noted: Sequence[int]) -> list[str]:
     """Return what of references, blocks and descriptors leaks, by the rule."""
-    refs, blocks, fds = zip(*deltas)
+    refs, blocks, fds = (
+        [now - then for then, now in zip(noted[ix::3], noted[ix + 3 :: 3])]
+        for ix in range(3)
+    )
     found = []
     if all(delta >= 1 for delta in refs):
-        found.append(f"references {list(refs)}")
+        found.append(f"references {refs}")
     if all(delta >= 1 for delta in blocks):
-        found.append(f"memory blocks {list(blocks)}")
+        found.append(f"memory blocks {blocks}")
     if any(fds):
-        found.append(f"file descriptors {list(fds)}")
+        found.append(f"file descriptors {fds}")
     return found
 
 
@@ -92,14 +99,13 @@ class Hunter:
         self.tests_n += 1
         for _ in range(self.warm_ups - 1):
             runtestprotocol(item, log=False, nextitem=nextitem)
-        deltas = [(0, 0, 0)] * self.runs
-        before = counts()
-        for ix in range(self.runs):
-            runtestprotocol(item, log=False, nextitem=nextitem)
-            after = counts()
-            deltas[ix] = tuple(now - then for now, then in zip(after, before))
-            before = after
-        found = leaks(deltas)
+        # Of full size from the start: what is noted must not look like a leak.
+        noted = array("q", bytes(8 * 3 * (self.runs + 1)))
+        for ix in range(self.runs + 1):
+            if ix > 0:
+                runtestprotocol(item, log=False, nextitem=nextitem)
+            note_counts(noted, 3 * ix)
+        found = leaks(noted)
         if found:
             self.found[item.nodeid] = found
 
