@@ -72,10 +72,13 @@ class Snapshots:
 
 def describe_process() -> dict[str, Any]:
     """Return what tells this process from others; nothing of its arguments."""
+    program = Path(sys.argv[0]) if sys.argv else Path()
+    if program.name == "__main__.py":  # python -m PACKAGE
+        program = program.parent
     is_free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
     return {
         "pid": os.getpid(),
-        "program": Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python",
+        "program": program.name or "python",
         "python": "{}.{}.{}".format(*sys.version_info) + "t" * is_free_threaded,
         "gil": sys._is_gil_enabled(),
         "ftbus": ftbus.__version__,

@@ -302,7 +302,8 @@ export function sparkline(node, points, seconds) {
   const newest = points.at(-1)?.at ?? 0;
   const x = (point) => f(Math.max(0, 100 - ((newest - point.at) * 100) / seconds));
   const line = known.map((point) => `${x(point)} ${f(33 - (31 * point.value) / top)}`).join("L");
-  node.replaceChildren(...(known.length < 2 ? [] : [
+  const isFlat = known.every((point) => point.value === 0);
+  node.replaceChildren(...(known.length < 2 || isFlat ? [] : [
     svg("path", { class: "area", d: `M${x(known[0])} 34L${line}L${x(known.at(-1))} 34z` }),
     svg("path", { class: "sparkline", d: `M${line}` }),
   ]));
