@@ -2,7 +2,7 @@
 
 Hunts for counts that are lost between threads, when a thread ends, or when handlers are
 subscribed and cancelled under emits (calls are inferred from runs: ftb_tally.h),
-and for an exact reading that is not one moment. FTB_SCALE=1 is two seconds on two cores.
+and for an exact reading that is not one moment. FTB_SCALE=1 takes two seconds.
 Mutants: tally-unmarked.
 """
 
