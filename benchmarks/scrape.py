@@ -3,8 +3,8 @@
 Two threads emit, over 10,000 keys with a handler each, while a third reads the counters
 up to 100 times a second: by stats(), as a Prometheus server would, or from another
 process through the socket of serve_stats(). One that only counts shows what any third
-thread costs. They take turns within each round, and what is reported is the median, over
-the rounds, of the throughput in units of that without a third thread.
+thread costs. They take turns within each round, and what is reported is the median,
+over the rounds, of the throughput in units of that without a third thread.
 """
 
 from __future__ import annotations
