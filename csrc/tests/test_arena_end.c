@@ -173,7 +173,7 @@ fork_amid_work(void)
     if (UNDER_ASAN) {
         pthread_rwlock_wrlock(&malloc_gate);
     }
-    pid_t child = fork_amid_work();
+    pid_t child = fork();
     if (UNDER_ASAN && child != 0) {
         pthread_rwlock_unlock(&malloc_gate);
     }
