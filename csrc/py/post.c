@@ -30,16 +30,21 @@ pool_of(BusObject *bus)
 }
 
 static enum ftb_result
+try_partition(BusObject *bus, ftb_pool_t *pool, uint64_t hash, struct ftb_item *item)
+{
+    item->stamp_ns |= ITEM_HAS_PARTITION;
+    enum ftb_result result = ftb_pool_try_post_strand(pool, hash, item);
+    if (result == FTB_OK) {
+        bus_count_partitioned(bus, PARTITION_POSTED);
+    }
+    return result;
+}
+
+static enum ftb_result
 try_once(struct post *post)
 {
     if (post->has_partition) {
-        post->item.stamp_ns |= ITEM_HAS_PARTITION;
-        enum ftb_result result =
-            ftb_pool_try_post_strand(post->pool, post->partition_hash, &post->item);
-        if (result == FTB_OK) {
-            bus_count_partitioned(post->bus, PARTITION_POSTED);
-        }
-        return result;
+        return try_partition(post->bus, post->pool, post->partition_hash, &post->item);
     }
     return post->is_urgent ? ftb_pool_try_post_urgent(post->pool, &post->item)
                            : ftb_pool_try_post(post->pool, &post->item);
@@ -267,10 +272,11 @@ bus_post_event(
     return post.item.payload != NULL ? post_run(&post) : NULL;
 }
 
-/* A post without options, as most are: bus_post_event with all that they would need left
- * out. */
+/* A post with no option but perhaps a partition, as most are: bus_post_event with all that
+ * the others would need left out. */
 static PyObject *
-post_plain(BusObject *bus, struct ftb_topic *topic, PyObject *event)
+post_quick(
+    BusObject *bus, struct ftb_topic *topic, PyObject *event, PyObject *partition)
 {
     struct ftb_thread *thread = ftb_thread_current();
     struct ftb_cell *cell =
@@ -280,7 +286,8 @@ post_plain(BusObject *bus, struct ftb_topic *topic, PyObject *event)
     if (FTB_UNLIKELY(
             cell == NULL || pool == NULL || bus->orders_by_key
             || !context_is_absent())) {
-        struct post_options options = {.timeout_ns = FTB_FOREVER};
+        struct post_options options = {
+            .partition = partition, .timeout_ns = FTB_FOREVER};
         if (context_snapshot(NULL, &options.context) < 0) {
             return NULL;
         }
@@ -288,13 +295,23 @@ post_plain(BusObject *bus, struct ftb_topic *topic, PyObject *event)
         Py_XDECREF(options.context);
         return queued;
     }
+    struct ftb_object_key key;
+    int has_partition = partition != NULL && partition != Py_None;
+    if (has_partition && ftb_object_key_of(partition, &key) < 0) {
+        return NULL;
+    }
     struct ftb_item item = {
         .target = topic,
         .payload = Py_NewRef(event),
         .stamp_ns = timing_start(bus, thread, topic),
     };
     ftb_count_local(&cell->posted, 1);
-    enum ftb_result result = ftb_pool_try_post(pool, &item);
+    enum ftb_result result;
+    if (has_partition) {
+        result = try_partition(bus, pool, key.view.hash, &item);
+    } else {
+        result = ftb_pool_try_post(pool, &item);
+    }
     if (FTB_LIKELY(result == FTB_OK)) {
         Py_RETURN_TRUE;
     }
@@ -302,10 +319,34 @@ post_plain(BusObject *bus, struct ftb_topic *topic, PyObject *event)
         .bus = bus,
         .pool = pool,
         .topic = topic,
+        .thread = thread,
         .cell = cell,
         .item = item,
+        .has_partition = has_partition,
+        .partition_hash = has_partition ? key.view.hash : 0,
         .timeout_ns = FTB_FOREVER};
     return post_not_queued(&post, result);
+}
+
+/* Whether there are no keyword arguments, or one, the partition, which *partition is set
+ * to. A look at the letters: comparing with a C string costs as much as all else here. */
+static inline int
+has_quick_options(PyObject *const *keywords, PyObject *kwnames, PyObject **partition)
+{
+    static const char text[] = "partition";
+    *partition = NULL;
+    if (kwnames == NULL) {
+        return 1;
+    }
+    PyObject *name =
+        PyTuple_GET_SIZE(kwnames) == 1 ? PyTuple_GET_ITEM(kwnames, 0) : NULL;
+    if (name == NULL || !PyUnicode_IS_COMPACT_ASCII(name)
+        || PyUnicode_GET_LENGTH(name) != (Py_ssize_t)sizeof text - 1
+        || memcmp(PyUnicode_1BYTE_DATA(name), text, sizeof text - 1) != 0) {
+        return 0;
+    }
+    *partition = keywords[0];
+    return 1;
 }
 
 /* _submit(task, timeout): a task is called without arguments, or told dropped(). */
@@ -357,10 +398,10 @@ post_unpacked(BusObject *bus, struct ftb_topic *topic, PyObject **arguments)
 PyObject *
 topic_post(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    PyObject *out[5];
+    PyObject *out[5], *partition;
     TopicObject *topic = (TopicObject *)self;
-    if (FTB_LIKELY(nargs == 1 && kwnames == NULL)) {
-        return post_plain(topic->bus, topic->topic, args[0]);
+    if (FTB_LIKELY(nargs == 1 && has_quick_options(args + 1, kwnames, &partition))) {
+        return post_quick(topic->bus, topic->topic, args[0], partition);
     }
     if (args_unpack(&topic_post_spec, args, nargs, kwnames, out) < 0) {
         return NULL;
@@ -371,10 +412,11 @@ topic_post(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kw
 PyObject *
 bus_post(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    PyObject *out[6];
-    if (FTB_LIKELY(nargs == 2 && kwnames == NULL)) {
+    PyObject *out[6], *partition;
+    if (FTB_LIKELY(nargs == 2 && has_quick_options(args + 2, kwnames, &partition))) {
         struct ftb_topic *topic = bus_topic_of((BusObject *)self, args[0]);
-        return topic != NULL ? post_plain((BusObject *)self, topic, args[1]) : NULL;
+        return topic != NULL ? post_quick((BusObject *)self, topic, args[1], partition)
+                             : NULL;
     }
     if (args_unpack(&bus_post_spec, args, nargs, kwnames, out) < 0) {
         return NULL;
