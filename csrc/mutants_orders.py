@@ -77,6 +77,16 @@ MIRRORED = (
         ("grace-6-remove",),
         ("release",),
     ),
+    Mirrored(
+        "core/ftb_pool_offer.c",
+        "ftb_load_seq_cst(&pool->watchers_n)",
+        ("watch-offered", "watch-asleep"),
+    ),
+    Mirrored(
+        "core/ftb_pool_offer.c",
+        "ftb_sub_seq_cst(&pool->watchers_n",
+        ("watch-ended", "watch-given-up"),
+    ),
     Mirrored("core/ftb_pool.c", "ftb_or_seq_cst(&pool->word", WAITSET),
     Mirrored("core/ftb_pool_take.c", "ftb_sub_seq_cst(&pool->word", WAITSET),
     Mirrored(
@@ -159,6 +169,12 @@ KEPT = (
         "ftb_load_seq_cst(&fan->claim)",
         ("acquire", "relaxed"),
         SHARES,
+    ),
+    Kept(
+        "core/ftb_pool_offer.c",
+        "ftb_add_seq_cst(&pool->watchers_n",
+        ANY_CHANGE,
+        LETTER_OF_C11,
     ),
     Kept("core/ftb_pool_fan.c", "ftb_add_seq_cst(&pool->fans_n", ANY_CHANGE, SHARES),
     Kept("core/ftb_pool_fan.c", "ftb_sub_seq_cst(&pool->fans_n", ANY_CHANGE, SHARES),

@@ -86,3 +86,26 @@ def test_partition_goes_on_after_a_failure() -> None:
         assert bus.drain(WAIT)
         assert seen == [n for n in range(100) if n % 10]
         assert len(errors) == 10
+
+
+def test_partition_does_not_wait_for_another() -> None:
+    """However many there are: no two of these fall on one strand."""
+    partitions = 5000
+    with EventBus(workers=2, queue_size=2 * partitions) as bus:
+        done = threading.Event()
+        seen: list[int] = []
+
+        def handler(event: int) -> None:
+            if event == 0:
+                assert done.wait(WAIT)
+            seen.append(event)
+            if len(seen) == partitions - 1:
+                done.set()
+
+        bus.on("key", handler)
+        for n in range(partitions):
+            bus.post("key", n, partition=f"player-{n}")
+        assert bus.drain(WAIT)
+        assert sorted(seen) == list(range(partitions))
+        assert seen[-1] == 0
+        assert bus.stats().failed == 0

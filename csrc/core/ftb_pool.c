@@ -28,24 +28,73 @@ range_of(const uint32_t *group_of, uint32_t workers_n, uint32_t ix)
     return range;
 }
 
+static size_t
+strand_pages_n(const ftb_pool_t *pool)
+{
+    return (pool->strands_n + FTB_STRANDS_PER_PAGE - 1) / FTB_STRANDS_PER_PAGE;
+}
+
+/* Strands are valid when zero, and not touched here: most are never used. */
+static bool
+strands_make(ftb_pool_t *pool)
+{
+    size_t align = _Alignof(struct ftb_strand);
+    /* ftb_alloc and not ftb_alloc_line, whose memset would touch every page. */
+    pool->strands_memory = ftb_alloc(pool->strands_n * sizeof *pool->strands + align);
+    pool->strand_pages = ftb_alloc(strand_pages_n(pool));
+    uintptr_t address = (uintptr_t)pool->strands_memory;
+    pool->strands = (struct ftb_strand *)((address + align - 1) / align * align);
+    return pool->strands_memory != NULL && pool->strand_pages != NULL;
+}
+
+/* Call visit for the strands that may have been used, a page at a time. */
+static void
+strands_each(
+    ftb_pool_t *pool, void (*visit)(struct ftb_strand *strand, void *context),
+    void *context)
+{
+    for (size_t page = 0; page < strand_pages_n(pool); page++) {
+        /* relaxed: a strand that is used only now may be missed, or is the caller's */
+        if (ftb_load_relaxed(&pool->strand_pages[page]) == 0) {
+            continue;
+        }
+        size_t end = (page + 1) * FTB_STRANDS_PER_PAGE;
+        for (size_t i = page * FTB_STRANDS_PER_PAGE; i < end && i < pool->strands_n;
+             i++) {
+            visit(&pool->strands[i], context);
+        }
+    }
+}
+
+static void
+strand_free(struct ftb_strand *strand, void *context)
+{
+    (void)context;
+    ftb_strand_fini(strand);
+}
+
+static void
+strands_free(ftb_pool_t *pool)
+{
+    if (pool->strands_memory != NULL && pool->strand_pages != NULL) {
+        strands_each(pool, strand_free, NULL);
+    }
+    ftb_free((void *)pool->strand_pages);
+    ftb_free(pool->strands_memory);
+}
+
 /* Fill the rings, parkers and strands. Returns FTB_NOMEM with whatever was made, which
  * ftb_pool_free can take. */
 static enum ftb_result
 pool_fill(ftb_pool_t *pool, const struct ftb_pool_options *options)
 {
     /* Together as many cells as argument 3 in ftb_pool_internal.h asks for. */
-    uint64_t cells_n = (uint64_t)pool->queue_size + pool->strands_n;
+    uint64_t cells_n = pool->queue_size;
     uint64_t ring_n = ftb_next_pow2((cells_n + pool->workers_n - 1) / pool->workers_n);
-    size_t workers_size = pool->workers_n * sizeof *pool->workers;
-    size_t strands_size = pool->strands_n * sizeof *pool->strands;
-    pool->workers = ftb_alloc_line(workers_size);
-    pool->strands = ftb_alloc_line(strands_size);
-    if (pool->workers == NULL || pool->strands == NULL
+    pool->workers = ftb_alloc_line(pool->workers_n * sizeof *pool->workers);
+    if (pool->workers == NULL || !strands_make(pool)
         || ftb_chain_init(&pool->urgent, ftb_next_pow2(pool->queue_size)) != FTB_OK) {
         return FTB_NOMEM;
-    }
-    for (uint32_t i = 0; i < pool->strands_n; i++) {
-        ftb_strand_init(&pool->strands[i]);
     }
     for (uint32_t i = 0; i < pool->workers_n; i++) {
         pool->workers[i].batch_n = 1;
@@ -98,21 +147,19 @@ ftb_pool_free(ftb_pool_t *pool)
     if (pool == NULL) {
         return;
     }
-    /* pool_fill makes the members of both arrays only once it has both. */
-    if (pool->workers != NULL && pool->strands != NULL) {
+    /* pool_fill makes the members of the workers once it has all arrays. */
+    if (pool->workers != NULL && pool->strands_memory != NULL
+        && pool->strand_pages != NULL) {
         for (uint32_t i = 0; i < pool->workers_n; i++) {
             ftb_chain_fini(&pool->workers[i].ring);
             ftb_parker_fini(&pool->workers[i].parker);
         }
-        for (uint32_t i = 0; i < pool->strands_n; i++) {
-            ftb_strand_fini(&pool->strands[i]);
-        }
     }
+    strands_free(pool);
     ftb_chain_fini(&pool->urgent);
     ftb_waitset_fini(&pool->space);
     ftb_waitset_fini(&pool->drained);
     ftb_free(pool->workers);
-    ftb_free(pool->strands);
     ftb_free(pool);
 }
 
@@ -157,6 +204,12 @@ ftb_pool_unfinished(ftb_pool_t *pool)
     return ftb__word_unfinished(ftb_load_seq_cst(&pool->word));
 }
 
+static void
+strand_count_busy(struct ftb_strand *strand, void *context)
+{
+    *(uint32_t *)context += ftb_load_relaxed(&strand->state) != FTB_STRAND_IDLE;
+}
+
 void
 ftb_pool_stats(ftb_pool_t *pool, struct ftb_pool_stats *stats)
 {
@@ -183,10 +236,7 @@ ftb_pool_stats(ftb_pool_t *pool, struct ftb_pool_stats *stats)
         }
     }
     stats->strands_busy = 0;
-    for (uint32_t i = 0; i < pool->strands_n; i++) {
-        stats->strands_busy +=
-            ftb_load_relaxed(&pool->strands[i].state) != FTB_STRAND_IDLE;
-    }
+    strands_each(pool, strand_count_busy, &stats->strands_busy);
 }
 
 void
@@ -209,11 +259,13 @@ ftb_pool_after_fork_child(ftb_pool_t *pool)
     ftb_node_after_fork_child();
     ftb_idle_init(&pool->idle, pool->workers_n);
     ftb_init(&pool->spinners_n, 0);
+    ftb_init(&pool->watchers_n, 0);
     ftb_init(&pool->drain_own_n, 0);
     ftb_waitset_init(&pool->space);
     ftb_waitset_init(&pool->drained);
     for (uint32_t i = 0; i < pool->workers_n; i++) {
         ftb_parker_init(&pool->workers[i].parker);
+        ftb__pool_offer_after_fork_child(&pool->workers[i].offer);
         pool->workers[i].depth = 0;
     }
     ftb_pool_stop(pool);

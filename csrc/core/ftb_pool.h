@@ -28,6 +28,7 @@
 
 #include "ftb_base.h"
 #include "ftb_fan.h"
+#include "ftb_offer.h"
 #include "ftb_ring.h"
 
 #define FTB_BATCH_MAX 32u
@@ -62,6 +63,8 @@ struct ftb_batch {
      * to run handler fan_ix. */
     struct ftb_fan *fan;
     uint32_t fan_ix;
+    uint32_t next;           /* what ftb_pool_claim hands out, if offer is not set */
+    struct ftb_offer *offer; /* set if other threads may take items; not for use */
     struct ftb_item items[FTB_BATCH_MAX];
 };
 
@@ -83,8 +86,8 @@ struct ftb_pool_stats {
 };
 
 struct ftb_pool_worker_stats {
-    uint64_t taken;   /* events, those stolen included */
-    uint64_t stolen;  /* events that lay in another worker's ring */
+    uint64_t taken;   /* events of finished batches, those stolen included */
+    uint64_t stolen;  /* events that lay in another worker's ring or batch */
     uint64_t batches; /* batches taken */
     uint64_t parks;   /* times the worker went to sleep */
     uint64_t wakes;   /* times it was woken because there was something to run */
@@ -128,6 +131,35 @@ FTB_MUST_USE enum ftb_result ftb_pool_try_post_many(
  * worker's share of what is queued. Legal while another batch of the worker is open. */
 uint32_t ftb_pool_take(ftb_pool_t *pool, uint32_t worker_ix, struct ftb_batch *batch);
 
+/* Let others take events of the batch that are not claimed yet, once it has been open for
+ * long: an event behind a handler that blocks does not wait for it. For a batch that the
+ * worker has just taken; run then only what ftb_pool_claim hands out. With one worker, for
+ * a batch of one and for events of a partition this does nothing. */
+void ftb_pool_offer(ftb_pool_t *pool, uint32_t worker_ix, struct ftb_batch *batch);
+
+/* Claim the next item of an open batch, offered or not; by the thread that took it.
+ * Returns false if none is left. */
+FTB_MUST_USE static inline bool
+ftb_pool_claim(struct ftb_batch *batch, uint32_t *ix)
+{
+    if (FTB_LIKELY(batch->offer == NULL || batch->next == 0)) {
+        *ix = batch->next;
+        batch->next += *ix < batch->n;
+        return *ix < batch->n;
+    }
+    return ftb_offer_claim_local(batch->offer, ix);
+}
+
+/* Let nobody take events of the batch any more; by the thread that took it. */
+void ftb_pool_keep(struct ftb_batch *batch);
+
+/* How many events of an open batch are the thread's own: all but those that others took.
+ * It shrinks while ftb_pool_unclaimed_n is not 0 and the batch is not kept. */
+uint32_t ftb_pool_own_n(const struct ftb_batch *batch);
+
+/* How many of them it has not claimed yet. */
+uint32_t ftb_pool_unclaimed_n(const struct ftb_batch *batch);
+
 /* Whether this worker should share out the handlers of an event it has taken: others are
  * idle, its events are not over at once, and its last shared one is. Cheap if not. */
 bool ftb_pool_wants_fan(ftb_pool_t *pool, uint32_t worker_ix);
@@ -148,8 +180,8 @@ ftb_pool_fan_claim(ftb_pool_t *pool, uint32_t worker_ix, uint32_t *ix);
 FTB_MUST_USE bool
 ftb_pool_fan_done(ftb_pool_t *pool, uint32_t worker_ix, const struct ftb_batch *batch);
 
-/* Take one event to run, from any thread: for one that would otherwise wait for space
- * inside a handler. Returns 1, or 0 as above. Finish it with FTB_NO_WORKER. */
+/* Take one event to run, from any thread: for one that would otherwise wait inside a
+ * handler. Returns 1, or 0 as above. Finish it with FTB_NO_WORKER. */
 uint32_t ftb_pool_take_one(ftb_pool_t *pool, struct ftb_batch *batch);
 
 /* The batch has been run (or given up): release its partition, count it as finished, wake

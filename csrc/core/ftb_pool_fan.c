@@ -1,7 +1,7 @@
 #include "ftb_pool_internal.h"
 
 /* A worker whose batches have grown beyond this runs events too short to be worth a
- * wake-up: BATCH_GOAL_NS in ftb_pool_take.c divided by this is what an event takes. */
+ * wake-up: FTB_BATCH_GOAL_NS divided by this is what an event takes. */
 #define FAN_BATCH_MAX 4u
 
 bool

@@ -168,7 +168,12 @@ ftb_pool_try_post_strand(
     }
     /* Fibonacci hashing: neighbouring numbers, too, spread over the strands. */
     uint64_t mixed = (partition_hash * UINT64_C(0x9E3779B97F4A7C15)) >> 32;
-    struct ftb_strand *strand = &pool->strands[(mixed * pool->strands_n) >> 32];
+    uint64_t ix = (mixed * pool->strands_n) >> 32;
+    struct ftb_strand *strand = &pool->strands[ix];
+    ftb_atomic(uint8_t) *page = &pool->strand_pages[ix / FTB_STRANDS_PER_PAGE];
+    if (FTB_UNLIKELY(ftb_load_relaxed(page) == 0)) { /* relaxed: for ftb_pool_free */
+        ftb_store_relaxed(page, 1);
+    }
     if (ftb_strand_push_mpsc(strand, node, item)) {
         ftb__pool_put_token(pool, ftb__pool_choose_ring(pool), strand, true);
     }

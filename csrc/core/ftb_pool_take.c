@@ -9,10 +9,6 @@
 
 #define FROM_URGENT UINT32_MAX
 
-/* How long a batch should take: long enough to spread its fixed costs, short enough that
- * its last event does not notice. */
-#define BATCH_GOAL_NS 25000u
-
 /* Take up to n events off the strand, whose token the caller has just popped. If it has
  * none that can be had, let go of it and return 0. */
 static uint32_t
@@ -168,11 +164,19 @@ worker_first_ring(ftb_pool_t *pool, struct ftb_pool_worker *worker, uint32_t wor
     return worker->victim_ix;
 }
 
+static void
+batch_clear(struct ftb_batch *batch)
+{
+    batch->n = 0;
+    batch->next = 0;
+    batch->offer = NULL;
+}
+
 uint32_t
 ftb_pool_take(ftb_pool_t *pool, uint32_t worker_ix, struct ftb_batch *batch)
 {
     struct ftb_pool_worker *worker = &pool->workers[worker_ix];
-    batch->n = 0;
+    batch_clear(batch);
     if (FTB_UNLIKELY(ftb_load_acquire(&pool->is_stopped))) {
         return 0;
     }
@@ -180,6 +184,7 @@ ftb_pool_take(ftb_pool_t *pool, uint32_t worker_ix, struct ftb_batch *batch)
     uint32_t first = worker_first_ring(pool, worker, worker_ix);
     uint32_t from_ix;
     bool urgent_first = worker->urgent_n < URGENT_TAKES;
+    bool has_more = false;
     if (pool_take_from(pool, first, urgent_first, limit, batch, &from_ix) > 0) {
         (void)ftb__pool_subtract(pool, batch->n, 0);
         worker->urgent_n = from_ix == FROM_URGENT ? worker->urgent_n + 1 : 0;
@@ -187,20 +192,27 @@ ftb_pool_take(ftb_pool_t *pool, uint32_t worker_ix, struct ftb_batch *batch)
     } else if (ftb__pool_take_fan(pool, worker_ix, batch) > 0) {
         from_ix = worker_ix;
     } else {
-        return 0;
+        uint32_t n = worker->batch_n;
+        if (ftb__pool_take_offered(pool, worker_ix, n, batch, &has_more) == 0) {
+            return 0;
+        }
+        ftb_count_local(&worker->stolen, batch->n);
+        from_ix = worker_ix;
     }
     if (worker->stamp_ns == 0) {
         worker->stamp_ns = ftb_now_ns();
     }
     batch->start_ns = worker->stamp_ns;
     worker->depth++;
-    ftb_count_local(&worker->taken, batch->n);
     ftb_count_local(&worker->batches, 1);
     if (from_ix != worker_ix) {
         ftb_count_local(&worker->stolen, batch->n);
     }
-    /* Argument 4 in ftb_idle.h: what is left must not wait while others sleep. */
-    if (ftb_idle_has_any(&pool->idle) && ftb__pool_has_work(pool, from_ix)) {
+    /* Argument 4 in ftb_idle.h, 3 in ftb_pool_offer.c: what is left must not wait while
+     * others sleep. */
+    if (ftb_idle_has_any(&pool->idle)
+        && (has_more || ftb__pool_has_work(pool, from_ix)
+            || ftb__pool_is_unwatched(pool))) {
         ftb__pool_wake(pool, from_ix);
     }
     return batch->n;
@@ -210,7 +222,8 @@ uint32_t
 ftb_pool_take_one(ftb_pool_t *pool, struct ftb_batch *batch)
 {
     uint32_t from_ix;
-    batch->n = 0;
+    bool has_more;
+    batch_clear(batch);
     batch->start_ns = 0;
     if (FTB_UNLIKELY(ftb_load_acquire(&pool->is_stopped))) {
         return 0;
@@ -218,8 +231,10 @@ ftb_pool_take_one(ftb_pool_t *pool, struct ftb_batch *batch)
     uint32_t first = ftb__pool_next_ring(pool);
     if (pool_take_from(pool, first, true, 1, batch, &from_ix) == 1) {
         (void)ftb__pool_subtract(pool, 1, 0);
-        ftb_add_relaxed(&pool->helped, 1); /* relaxed: a statistic */
+    } else {
+        (void)ftb__pool_take_offered(pool, FTB_NO_WORKER, 1, batch, &has_more);
     }
+    ftb_add_relaxed(&pool->helped, batch->n); /* relaxed: a statistic */
     return batch->n;
 }
 
@@ -231,7 +246,7 @@ worker_learn(struct ftb_pool_worker *worker, const struct ftb_batch *batch)
     uint64_t elapsed_ns = now_ns - batch->start_ns;
     uint64_t fit_n = FTB_BATCH_MAX;
     if (elapsed_ns > 0) {
-        fit_n = (uint64_t)BATCH_GOAL_NS * batch->n / elapsed_ns;
+        fit_n = (uint64_t)FTB_BATCH_GOAL_NS * batch->n / elapsed_ns;
     }
     if (fit_n > 2 * (uint64_t)worker->batch_n) {
         fit_n = 2 * (uint64_t)worker->batch_n;
@@ -249,6 +264,12 @@ ftb_pool_finish(ftb_pool_t *pool, uint32_t worker_ix, struct ftb_batch *batch)
 {
     bool is_worker = worker_ix != FTB_NO_WORKER;
     bool is_outer = is_worker && --pool->workers[worker_ix].depth == 0;
+    if (batch->offer != NULL) {
+        ftb__pool_close_offer(batch);
+    }
+    if (is_worker) {
+        ftb_count_local(&pool->workers[worker_ix].taken, batch->n);
+    }
     if (batch->strand != NULL && ftb_strand_end_local(batch->strand)) {
         /* A worker that has no other batch open takes or waits next, and sees the token
          * then; nobody else has to be woken for it. */

@@ -105,6 +105,7 @@ ftb_pool_wait_work(ftb_pool_t *pool, uint32_t worker_ix, uint64_t deadline_ns)
 {
     struct ftb_pool_worker *worker = &pool->workers[worker_ix];
     enum ftb_result result = FTB_OK;
+    bool watches = false;
     /* A stop that this load misses unparks the worker afterwards. */
     if (ftb_load_acquire(&pool->is_stopped)) {
         return FTB_CLOSED;
@@ -115,13 +116,16 @@ ftb_pool_wait_work(ftb_pool_t *pool, uint32_t worker_ix, uint64_t deadline_ns)
         }
     } else {
         ftb_count_local(&worker->parks, 1);
-        result = ftb_parker_wait(&worker->parker, deadline_ns);
+        result = ftb__pool_sleep(pool, worker_ix, deadline_ns, &watches);
     }
     bool was_claimed = !ftb_idle_clear(&pool->idle, worker_ix);
+    if (watches) {
+        ftb__pool_end_watch(pool);
+    }
     if (ftb_load_acquire(&pool->is_stopped)) {
         return FTB_CLOSED;
     }
-    if (was_claimed) {
+    if (was_claimed || watches) {
         result = FTB_OK; /* somebody counts on this worker to look */
     }
     worker->stamp_ns = ftb_now_ns();

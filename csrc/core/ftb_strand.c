@@ -141,13 +141,15 @@ ftb_node_after_fork_child(void)
 void
 ftb_strand_fini(struct ftb_strand *strand)
 {
-    struct ftb_node *node = ftb_plain_get(&strand->head);
+    struct ftb_node *head = ftb_plain_get(&strand->head);
+    struct ftb_node *node = head;
+    if (head == NULL) {
+        node = ftb_load_relaxed(&strand->first); /* relaxed, here and below: ours */
+    }
     while (node != NULL) {
-        struct ftb_node *next = ftb_load_relaxed(&node->next); /* relaxed: ours */
-        if (node != &strand->stub) {
-            ftb_node_free(node);
-        }
+        struct ftb_node *next = ftb_load_relaxed(&node->next);
+        ftb_node_free(node);
         node = next;
     }
-    ftb_plain_set(&strand->head, &strand->stub);
+    ftb_strand_init(strand);
 }

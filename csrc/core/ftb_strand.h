@@ -55,15 +55,17 @@ enum ftb_strand_state {
     FTB_STRAND_RUNNING = 2,   /* the owner has looked since */
 };
 
+/* Empty and ready when it is all zero: an array of strands need not be touched before it is
+ * used. Small rather than free of false sharing, for there are many. */
 struct ftb_strand {
-    /* The newest node; exchanged by producers. */
-    FTB_ALIGNED ftb_atomic(struct ftb_node *) tail;
+    /* The newest node, or NULL before the first; exchanged by producers. */
+    FTB_ALIGNED_TO(32) ftb_atomic(struct ftb_node *) tail;
+    /* The link to the first node ever; written by its producer. */
+    ftb_atomic_ordered(struct ftb_node *) first;
+    /* The newest popped node, or NULL before the first; written by the owner. */
+    ftb_plain(struct ftb_node *) head;
     /* Exchanged by producers (SCHEDULED) and by the owner (RUNNING, IDLE). */
     ftb_atomic(uint32_t) state;
-    /* The newest popped node, or the stub; written by the owner. */
-    FTB_ALIGNED ftb_plain(struct ftb_node *) head;
-    /* Stands for the popped node before the first pop. */
-    struct ftb_node stub;
 };
 
 /* A node for ftb_strand_push_mpsc. Returns NULL if there is no memory. Any thread; nodes
@@ -80,10 +82,17 @@ void ftb_node_after_fork_child(void);
 static inline void
 ftb_strand_init(struct ftb_strand *strand)
 {
-    ftb_init(&strand->stub.next, NULL);
-    ftb_init(&strand->tail, &strand->stub);
+    ftb_init(&strand->tail, NULL);
+    ftb_init(&strand->first, NULL);
+    ftb_plain_set(&strand->head, NULL);
     ftb_init(&strand->state, FTB_STRAND_IDLE);
-    ftb_plain_set(&strand->head, &strand->stub);
+}
+
+/* The link to the node behind `node`, which may be NULL for the first. */
+static inline ftb_atomic_ordered(struct ftb_node *)
+    * ftb_strand_link(struct ftb_strand *strand, struct ftb_node *node)
+{
+    return node != NULL ? &node->next : &strand->first;
 }
 
 /* Free the nodes. Items still inside are forgotten. No other thread uses the strand. */
@@ -99,7 +108,7 @@ ftb_strand_push_mpsc(
     ftb_store_relaxed(&node->next, NULL); /* relaxed: the exchange below releases it */
     struct ftb_node *before = ftb_exchange_acq_rel(&strand->tail, node);
     /* Pairs with the acquire load of next in pop. */
-    ftb_store_release(&before->next, node);
+    ftb_store_release(ftb_strand_link(strand, before), node);
     /* Releases the link to the owner's exchanges, in begin and end. */
     return ftb_exchange_release(&strand->state, FTB_STRAND_SCHEDULED)
            == FTB_STRAND_IDLE;
@@ -120,13 +129,13 @@ ftb_strand_try_pop_local(
     struct ftb_strand *strand, struct ftb_item *item, struct ftb_node **spent)
 {
     struct ftb_node *head = ftb_plain_get(&strand->head);
-    struct ftb_node *next = ftb_load_acquire(&head->next);
+    struct ftb_node *next = ftb_load_acquire(ftb_strand_link(strand, head));
     if (next == NULL) {
         return false;
     }
     *item = ftb_plain_get(&next->item);
     ftb_plain_set(&strand->head, next);
-    *spent = head == &strand->stub ? NULL : head;
+    *spent = head;
     return true;
 }
 
@@ -150,7 +159,7 @@ ftb_strand_end_local(struct ftb_strand *strand)
     struct ftb_node *head = ftb_plain_get(&strand->head);
     for (;;) {
         /* relaxed: whoever pops the node loads the link again */
-        if (ftb_load_relaxed(&head->next) != NULL) {
+        if (ftb_load_relaxed(ftb_strand_link(strand, head)) != NULL) {
             return true;
         }
         uint32_t state = FTB_STRAND_RUNNING;

@@ -91,9 +91,7 @@ struct strand_model : rl::test_suite<strand_model, PRODUCERS_N + WORKERS_N> {
         RL_ASSERT(ftb_load_relaxed(&strand.state) == FTB_STRAND_IDLE);
         ftb_node *last = ftb_plain_get(&strand.head);
         RL_ASSERT(last == ftb_load_relaxed(&strand.tail));
-        if (last != &strand.stub) {
-            delete last;
-        }
+        delete last;
     }
 };
 

@@ -5,7 +5,9 @@
 #include "errors.h"
 
 #define SLICE_NS 50000000u
-#define STRANDS_N 1024u
+/* The most there can be: 32 MiB of which only what is used is touched. Two partitions fall
+ * on one with a chance of 2**-20; then they wait for each other. */
+#define STRANDS_N FTB_POOL_MAX_STRANDS
 
 /* Events run while a handler waits nest on its stack; the rest of the depth is theirs. */
 #define HELP_DEPTH_MAX (FTB_DEPTH_MAX / 2)
@@ -16,7 +18,6 @@ struct executing {
     BusObject *bus;
     struct ftb_batch *batch;
     uint32_t worker_ix; /* FTB_NO_WORKER: help by a thread that waits */
-    uint32_t next;      /* the first item that was not started */
 };
 static FTB_TLS struct executing *executing_top = NULL;
 
@@ -25,7 +26,7 @@ bus_executing(BusObject *bus)
 {
     uint32_t n = 0;
     for (struct executing *e = executing_top; e != NULL; e = e->outer) {
-        n += e->bus == bus ? e->batch->n : 0;
+        n += e->bus == bus ? ftb_pool_own_n(e->batch) : 0;
     }
     return n;
 }
@@ -37,7 +38,7 @@ bus_held_up(BusObject *bus)
 {
     uint32_t n = 0;
     for (struct executing *e = executing_top; e != NULL; e = e->outer) {
-        n += e->bus == bus ? e->batch->n + ftb_pool_behind(e->batch) : 0;
+        n += e->bus == bus ? ftb_pool_own_n(e->batch) + ftb_pool_behind(e->batch) : 0;
     }
     return n;
 }
@@ -47,7 +48,7 @@ bus_unstarted(BusObject *bus)
 {
     uint32_t n = 0;
     for (struct executing *e = executing_top; e != NULL; e = e->outer) {
-        n += e->bus == bus ? e->batch->n - e->next : 0;
+        n += e->bus == bus ? ftb_pool_unclaimed_n(e->batch) : 0;
     }
     return n;
 }
@@ -199,35 +200,40 @@ static void
 run_share(struct executing *frame)
 {
     ftb_pool_t *pool = ftb_load_relaxed(&frame->bus->pool); /* as above */
-    struct fan_work *work = frame->batch->items[frame->next++].payload;
+    struct fan_work *work = frame->batch->items[0].payload;
     fan_work_run(work, frame->batch->fan_ix);
     if (ftb_pool_fan_done(pool, frame->worker_ix, frame->batch)) {
         fan_work_end(work);
     }
 }
 
-static void
+/* Run the next item that nobody has claimed. Returns whether there was one. */
+static int
 run_next(struct executing *frame)
 {
+    uint32_t ix;
+    if (!ftb_pool_claim(frame->batch, &ix)) {
+        return 0;
+    }
     if (frame->batch->fan != NULL) {
         run_share(frame);
-        return;
+        return 1;
     }
-    struct ftb_item *item = &frame->batch->items[frame->next++];
+    struct ftb_item *item = &frame->batch->items[ix];
     BusObject *bus = frame->bus;
     if (FTB_UNLIKELY(ftb_load_acquire(&bus->core->is_closed))) {
         bus_drop_item(bus, item); /* its handlers are gone */
-        return;
+        return 1;
     }
     uint64_t start_ns = FTB_LIKELY(item->stamp_ns == 0) ? 0 : item_started(frame, item);
     if (item->target != NULL && run_shared(frame, item, start_ns)) {
-        return;
+        return 1;
     }
     if (FTB_LIKELY(
             item->target != NULL && start_ns == 0
             && delivery_run_posted(bus, item->target, item->payload))) {
         Py_DECREF((PyObject *)item->payload);
-        return;
+        return 1;
     }
     if (item->target != NULL) {
         run_event(bus, item->target, item->payload, start_ns);
@@ -236,15 +242,15 @@ run_next(struct executing *frame)
     }
     bus_count_done(bus, item->target, 0);
     Py_DECREF((PyObject *)item->payload);
+    return 1;
 }
 
 static void
 run_batch(BusObject *bus, uint32_t worker_ix, struct ftb_batch *batch)
 {
-    struct executing frame = {executing_top, bus, batch, worker_ix, 0};
+    struct executing frame = {executing_top, bus, batch, worker_ix};
     executing_top = &frame;
-    while (frame.next < batch->n) {
-        run_next(&frame);
+    while (run_next(&frame)) {
     }
     executing_top = frame.outer;
 }
@@ -255,12 +261,22 @@ static int
 help_own_batches(BusObject *bus)
 {
     for (struct executing *e = executing_top; e != NULL; e = e->outer) {
-        if (e->bus == bus && e->batch->strand == NULL && e->next < e->batch->n) {
-            run_next(e);
+        if (e->bus == bus && e->batch->strand == NULL && run_next(e)) {
             return 1;
         }
     }
     return 0;
+}
+
+/* Let no other worker take what this thread has not started. */
+static void
+keep_own_batches(BusObject *bus)
+{
+    for (struct executing *e = executing_top; e != NULL; e = e->outer) {
+        if (e->bus == bus) {
+            ftb_pool_keep(e->batch);
+        }
+    }
 }
 
 int
@@ -349,6 +365,7 @@ bus_work(PyObject *self, PyObject *args)
     enum ftb_result result = FTB_OK;
     while (result != FTB_CLOSED) {
         while (ftb_pool_take(pool, worker_ix, &batch) > 0) {
+            ftb_pool_offer(pool, worker_ix, &batch);
             run_batch(bus, worker_ix, &batch);
             ftb_pool_finish(pool, worker_ix, &batch);
             /* A point where the collector may stop this thread: handlers written in C
@@ -397,21 +414,24 @@ bus_drain(PyObject *self, PyObject *timeout)
     }
     uint64_t deadline_ns = bus_deadline_ns(timeout_ns);
     for (;;) {
-        uint64_t slice_end = ftb_now_ns() + SLICE_NS;
         enum ftb_result result;
-        uint32_t own_n = bus_held_up(bus); /* may have become more */
-        int helped = own_n > 0 ? bus_help(bus) : 0;
+        int helped = bus_executing(bus) > 0 ? bus_help(bus) : 0;
         if (helped < 0) {
             return NULL;
         }
-        if (helped > 0) {
-            slice_end = 0; /* look, but do not wait: there may be more */
-        }
-        Py_BEGIN_ALLOW_THREADS result = ftb_pool_wait_drained(
-            pool, own_n, slice_end < deadline_ns ? slice_end : deadline_ns);
-        Py_END_ALLOW_THREADS if (result != FTB_TIMEOUT)
-        {
-            return PyBool_FromLong(result == FTB_OK);
+        if (helped == 0 || bus_unstarted(bus) == 0) {
+            /* Nothing may be taken out of what counts as own while it is left out: what
+             * is left by now, at the end of the stack, stays here. */
+            keep_own_batches(bus);
+            uint32_t own_n = bus_held_up(bus); /* may have become more */
+            uint64_t until_ns = helped > 0 ? 0 : ftb_now_ns() + SLICE_NS;
+            until_ns = until_ns < deadline_ns ? until_ns : deadline_ns;
+            Py_BEGIN_ALLOW_THREADS result =
+                ftb_pool_wait_drained(pool, own_n, until_ns);
+            Py_END_ALLOW_THREADS if (result != FTB_TIMEOUT)
+            {
+                return PyBool_FromLong(result == FTB_OK);
+            }
         }
         if (PyErr_CheckSignals() < 0) {
             return NULL;

@@ -103,7 +103,7 @@ test_a_half_linked_push_holds_nobody_up(void)
     CHECK(!pop(&strand, &item));
     CHECK(
         !ftb_strand_end_local(&strand)); /* idle: the slow producer will schedule it */
-    ftb_store_release(&before->next, slow);
+    ftb_store_release(ftb_strand_link(&strand, before), slow);
     CHECK(ftb_exchange_acq_rel(&strand.state, FTB_STRAND_SCHEDULED) == FTB_STRAND_IDLE);
     ftb_strand_begin_local(&strand);
     CHECK(pop(&strand, &item) && (uintptr_t)item.target == 1);
