@@ -26,6 +26,8 @@ not_under_sanitizers = pytest.mark.skipif(
     IS_INSTRUMENTED,
     reason="the sweep makes CPython's own errors, which the sanitizers then report",
 )
+LOSES_LISTS = sysconfig.get_config_var("Py_GIL_DISABLED") and sys.version_info < (3, 14)
+UNPACKING = ("EventBus.call", "EventBus.post_later", "EventBus.every")
 starts_a_process = pytest.mark.thread_unsafe(reason="starts a process")
 
 
@@ -34,6 +36,12 @@ starts_a_process = pytest.mark.thread_unsafe(reason="starts a process")
 @starts_a_process
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
 def test_allocation_failures_leave_the_bus_usable(python: Any, call: Call) -> None:
+    if call.name in UNPACKING and LOSES_LISTS:
+        pytest.skip(
+            "3.13t's failing list display gives up what it takes, here the bus: with "
+            "a = A(); f = lambda: [a], a set_nomemory(0, 1) around f() costs a "
+            "reference to a, and a call with *arguments makes such a list"
+        )
     done = python(call.program(), "-W", "ignore")
     assert (done.returncode, done.stderr) == (0, "")
     print(f"{call.name}: {done.stdout.strip()} calls raised MemoryError")
