@@ -39,7 +39,7 @@ PY_MUTANTS = (
         CLAIM,
         "active = ftb_load_acquire(&handler->state);\n"
         "    bool is_mine = active == FTB_HANDLER_ACTIVE;\n"
-        "    for (int i = 0; i < 1000 && is_mine; i++) {\n"
+        "    for (int i = 0; i < 100000 && is_mine; i++) {\n"
         "        (void)ftb_load_acquire(&handler->state);\n"
         "    }\n"
         "    if (is_mine) {\n"
@@ -58,7 +58,10 @@ PY_MUTANTS = (
         "py-map-replace-unchecked",
         "py/striped_map_core.c",
         "is_swapped = ftb_cas_seq_cst(&entry->value, &found, value); /* (6) */",
-        "found = ftb_exchange_seq_cst(&entry->value, value);\n"
+        "for (int i = 0; i < 20000; i++) {\n"
+        "            (void)ftb_load_acquire(&entry->value);\n"
+        "        }\n"
+        "        found = ftb_exchange_seq_cst(&entry->value, value);\n"
         "        is_swapped = found != NULL;",
         ("stress",),
     ),

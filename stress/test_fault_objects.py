@@ -2,7 +2,8 @@
 
 Hunts for user code that runs under a lock of the core, for a map that a failing key
 leaves half changed, and for an object that a callback brings back while it is freed.
-Mutants: topic-frees-at-once.
+Mutants: none, as what these need breaks where Python objects are released, and the
+mutants of the core are caught by the tests of what it does there.
 """
 
 import gc

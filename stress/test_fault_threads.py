@@ -2,7 +2,7 @@
 
 Hunts for records of threads that pile up, for a lock, a section or a count that an
 asynchronous exception leaves behind, and for a wait that spins away the only processor.
-Mutants: topic-frees-at-once, strand-let-go-blindly.
+Mutants: topic-frees-at-once.
 """
 
 import gc

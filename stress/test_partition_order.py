@@ -3,7 +3,7 @@
 Hunts for events that overtake each other when a strand moves between workers, for two
 workers in one strand, and for events that a close loses between the counters.
 FTB_SCALE=500 is ten million events.
-Mutants: strand-let-go-blindly, pool-forgets-partition.
+Mutants: pool-forgets-partition.
 """
 
 import random
