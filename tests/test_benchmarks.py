@@ -1,5 +1,6 @@
 """The benchmarks run, and their statistics are right; nothing here is timed."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -10,12 +11,16 @@ from typing import Any
 
 import pytest
 
+from ftbus import lifecycle
+
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))  # as when one of them is the main program
 
+import allocations  # noqa: E402
 import harness  # noqa: E402
 import report  # noqa: E402
+import seed as ladder  # noqa: E402
 
 SPREAD = {"median", "low", "high", "least", "rounds"}
 TINY = ("--rounds", "2", "--burst-ms", "0.05")
@@ -113,6 +118,69 @@ def test_dispatch_runs(tmp_path: Path) -> None:
     check_json(found)
     assert len(found["suites"]) == 3
     assert any("in units of Lock" in check["name"] for check in found["checks"])
+
+
+def test_seed_runs_and_ftbus_neither_waits_nor_allocates_as_much(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "found.json"
+    done = run("seed.py", *TINY, "--most", "200", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    check_json(found)
+    ladders = found["suites"][:2]
+    assert [len(suite["cases"]) for suite in ladders] == [8 * 4] * 2
+    checks = {check["name"]: check for check in found["checks"]}
+    shares = [check for name, check in checks.items() if "units of" in name]
+    assert [check["met"] for check in shares] == [False, True, True, True], shares
+    waits = [check for name, check in checks.items() if name.startswith("waits")]
+    assert len(waits) == 8
+    assert all(check["met"] for check in waits if check["target"] is not None)
+
+
+@pytest.mark.parametrize("name", ladder.LADDER)
+def test_every_step_of_the_ladder_hands_over_the_same_bytes(name: str) -> None:
+    got: list[bytes] = []
+    handlers = [lambda data: got.append(bytes(data)) for _ in range(3)]
+    event = ladder.EVENTS.get(name, ladder.new_event)()
+    before = set(lifecycle.live_buses())
+    assert ladder.LADDER[name](handlers)()(event) == 3
+    assert len(got) == 3
+    assert len(set(got)) == 1
+    if name != ladder.FIXED:
+        assert json.loads(got[0]) == event
+    for bus in set(lifecycle.live_buses()) - before:
+        bus.close()
+
+
+def test_readers_share_the_seeds_lock_and_a_writer_waits_for_the_last() -> None:
+    lock = ladder.ReadersWriterLock()
+    lock.acquire_read()
+    lock.acquire_read()
+    written = threading.Event()
+
+    def write() -> None:
+        lock.acquire_write()
+        written.set()
+        lock.release_write()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    lock.release_read()
+    assert not written.is_set()
+    lock.release_read()
+    writer.join()
+    assert written.is_set()
+
+
+def test_what_is_given_back_at_once_counts_as_allocated_too() -> None:
+    def burst(n: int) -> None:
+        for _ in itertools.repeat(None, n):
+            bytes(1000)
+            bytearray(1000)
+
+    assert 3 <= allocations.count(burst, 100) < 3.5  # a bytearray is two blocks
+    assert abs(allocations.count(lambda n: None, 100)) < 0.5
 
 
 def test_ctrl_c_leaves_the_rounds_so_far(
