@@ -12,6 +12,8 @@ BENCH_ARGS ?= --quick
 
 PYTHON := $(VENV)/bin/python
 BENCH_VENV := $(VENV)-bench
+DOCS_VENV := $(VENV)-docs
+DIST_VENV := $(VENV)-dist
 BENCH := PYTHONPATH=. $(BENCH_VENV)/bin/python
 PYTEST := $(PYTHON) -m pytest
 PIP := python -m pip install --quiet --disable-pip-version-check
@@ -32,12 +34,13 @@ SAN_PYTEST := -m pytest -s -p no:xdist --timeout=1500 -o faulthandler_timeout=15
 SITE = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 # The interpreter lies outside the project: without it a venv is of no use.
-$(foreach venv,$(VENV) $(BENCH_VENV),\
+$(foreach venv,$(VENV) $(BENCH_VENV) $(DOCS_VENV) $(DIST_VENV),\
     $(shell test -x $(venv)/bin/python || rm -f $(venv)/.packages))
 
 .PHONY: help demo setup test stress stress-memory soak fuzz test-gil test-gil-on \
         test-parallel test-asan test-tsan test-refleak check check-san check-valgrind \
-        bench models mutants mutants-stress format lint clean distclean
+        bench bench-full scaling models mutants mutants-stress docs dist wheel-check \
+        format lint clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -47,13 +50,18 @@ demo: setup ## run the game server demo (DEMO_ARGS="--seconds 10 --players 64")
 
 setup: $(VENV)/.extension ## find or build the interpreter, make .venv, compile the core
 
+GROUPS_$(VENV) := --group lint --group cabi
+GROUPS_$(BENCH_VENV) := --group bench --group cabi
+GROUPS_$(DOCS_VENV) := --group docs
+GROUPS_$(DIST_VENV) := --group dist
+
 # Made anew whenever its contents change; the stamp comes last, so what an interrupted
 # run leaves behind is not taken for a venv.
 %/.packages: pyproject.toml
 	rm -rf $*
 	python=$$(python3 tools/interpreter.py --kind $(KIND)) && "$$python" -m venv $*
 	$*/bin/$(PIP) --upgrade pip setuptools
-	$*/bin/$(PIP) $(if $(filter $(BENCH_VENV),$*),--group bench --group cabi,--group lint --group cabi)
+	$*/bin/$(PIP) $(GROUPS_$*)
 	@touch $@
 
 $(VENV)/.extension: $(VENV)/.packages setup.py ftbus/_cabi_build.py $(C_SOURCES)
@@ -115,13 +123,14 @@ test-refleak: setup ## references that tests leak, on a debug build (REFLEAK_TES
 	"$$python" tools/refleak.py -R 3:3 $(REFLEAK_TESTS) --timeout 900
 
 # The other libraries have a venv of their own, so that no test can come to need them.
-# cffi, which the buffers are compared with, would turn the GIL on.
-bench: setup $(BENCH_VENV)/.packages ## compare with other libraries (BENCH_ARGS=--quick)
-	$(BENCH) benchmarks/emit.py $(BENCH_ARGS)
-	$(BENCH) benchmarks/map.py $(BENCH_ARGS)
-	PYTHON_GIL=0 $(BENCH) benchmarks/buffers.py $(BENCH_ARGS)
-	$(BENCH) benchmarks/dispatch.py $(BENCH_ARGS)
-	$(BENCH) benchmarks/histograms.py
+bench: setup $(BENCH_VENV)/.packages ## benchmarks, docs/benchmarks.md (BENCH_ARGS=--quick)
+	$(BENCH) benchmarks $(BENCH_ARGS)
+
+bench-full: ## the same with all rounds: the figures to publish, from a quiet machine
+	$(MAKE) bench BENCH_ARGS=
+
+scaling: setup ## the same work on 1 to all cores: scaling.json, to send back
+	PYTHONPATH=. $(PYTHON) benchmarks/scaling.py --json scaling.json
 
 models: ## search the models of the lock-free pieces (needs Debian's relacy-dev)
 	$(MAKE) -j$(CORES) -C csrc models
@@ -140,6 +149,18 @@ check-valgrind: export FTB_SCALE := 0.02
 check-valgrind: ## the C core's tests under valgrind's memcheck
 	$(MAKE) -C csrc memcheck
 
+docs: setup $(DOCS_VENV)/.packages ## build the documentation into build/site, strictly
+	$(PYTHON) tools/reference.py docs/reference.md
+	$(DOCS_VENV)/bin/python -m mkdocs build --strict --quiet --site-dir build/site
+
+dist: $(DIST_VENV)/.packages ## the source distribution and this interpreter's wheel
+	rm -rf dist
+	FTBUS_WERROR=0 $(DIST_VENV)/bin/python -m build
+	$(DIST_VENV)/bin/cibuildwheel --print-build-identifiers --platform linux
+
+wheel-check: dist ## install the wheel into a clean venv, run README's example there
+	$(DIST_VENV)/bin/python tools/check_wheel.py dist/*.whl
+
 format: setup ## format the Python and C sources
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
@@ -150,6 +171,7 @@ lint: setup ## check format, style and types
 	$(PYTHON) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run -Werror $(C_TEXTS)
 	$(PYTHON) -m mypy
+	$(PYTHON) -m mypy.stubtest ftbus._core --allowlist tools/stubtest.txt
 
 clean: ## remove what was compiled
 	rm -rf build dist *.egg-info ftbus/*.so ftbus/include .venv*/.extension

@@ -186,6 +186,7 @@ def machine() -> dict[str, Any]:
         "processor": model,
         "cores": os.process_cpu_count(),
         "system": f"{platform.system()} {platform.release()}",
+        "date": time.strftime("%Y-%m-%d %H:%M"),
         "load_average": list(os.getloadavg()),
         "python": sys.version.replace("\n", " "),
         "free_threaded": bool(sysconfig.get_config_var("Py_GIL_DISABLED")),

@@ -138,6 +138,14 @@ def test_seed_runs_and_ftbus_neither_waits_nor_allocates_as_much(
     assert all(check["met"] for check in waits if check["target"] is not None)
 
 
+@pytest.mark.parametrize("name", ["costs.py", "scaling.py"])
+def test_costs_and_scaling_run(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    done = run(name, *TINY, "--most", "100", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    check_json(json.loads(file.read_text()))
+
+
 @pytest.mark.parametrize("name", ladder.LADDER)
 def test_every_step_of_the_ladder_hands_over_the_same_bytes(name: str) -> None:
     got: list[bytes] = []
