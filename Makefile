@@ -151,7 +151,7 @@ check-valgrind: ## the C core's tests under valgrind's memcheck
 
 docs: setup $(DOCS_VENV)/.packages ## build the documentation into build/site, strictly
 	$(PYTHON) tools/reference.py docs/reference.md
-	$(DOCS_VENV)/bin/python -m mkdocs build --strict --quiet --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --strict --quiet --site-dir build/site
 
 dist: $(DIST_VENV)/.packages ## the source distribution and this interpreter's wheel
 	rm -rf dist

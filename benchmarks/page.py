@@ -17,14 +17,13 @@ HEAD = """\
 
 This page is written by `make bench-full` (`make bench`: fewer rounds, about five
 minutes); no figure in it is typed by hand. What each benchmark does, and how it is
-measured, is in [benchmarks/README.md]({readme}).
+measured, is in `benchmarks/README.md`.
 
 Every figure is the median over rounds in which all contenders take turns, with the
 quartiles behind it; a ratio is taken within each round. "x" is time in units of the
 other's, without the empty loop's; "times" is how many times as many operations per
 second. A target that was missed says so.
 """
-README = "https://github.com/ftbus/ftbus/blob/main/benchmarks/README.md"
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -39,7 +38,7 @@ def write(found_in: Path, docs: Path) -> list[str]:
     if not found:
         return []
     images = plots.draw_all(found, docs / "images")
-    parts = [HEAD.format(readme=README), machine_part(found), target_part(found)]
+    parts = [HEAD, machine_part(found), target_part(found)]
     parts += [picture(name, title) for name, title in images.items()]
     parts += [model_part(found["scaling"])] if "scaling" in found else []
     parts += [figures_part(name, one) for name, one in found.items()]

@@ -20,6 +20,8 @@ from typing import Any
 import harness
 from harness import Check, Round, Row, Samples, Suite
 
+import ftbus
+
 PROGRESS_SECONDS = 5
 
 
@@ -192,7 +194,7 @@ def machine() -> dict[str, Any]:
         "free_threaded": bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
         "gil_enabled": sys._is_gil_enabled(),
         "optimized_build": "--enable-optimizations" in config,
-        "ftbus": version("ftbus"),
+        "ftbus": ftbus.__version__,
     }
 
 

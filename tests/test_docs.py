@@ -1,74 +1,86 @@
-"""What the documents name exists: tests, files, make targets."""
+"""The documentation never lies: each page is a program that prints what it says.
 
+A page's Python blocks are joined in order; its text blocks, joined, are the output.
+A page that begins with "<!-- needs: a, b -->" is skipped where these are not installed.
+"""
+
+import inspect
 import re
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "docs" / "testing.md", ROOT / "docs" / "guarantees.md"]
+import ftbus
 
-pytestmark = pytest.mark.skipif(
-    not DOCUMENTS[0].exists(), reason="no documents in this copy"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+sys.path.insert(0, str(ROOT / "tools"))
+
+import reference  # noqa: E402
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+WRITTEN = ("benchmarks.md", "reference.md")  # by programs
+PAGES = sorted(
+    str(page.relative_to(DOCS))
+    for page in DOCS.rglob("*.md")
+    if page.name not in WRITTEN and blocks(page.read_text(), "python")
 )
 
 
-def named_tests(text: str) -> set[str]:
-    """Return every path::name in backticks, however the lines are broken."""
-    return set(re.findall(r"`((?:tests|stress)/\w+\.py::\w+)`", text))
+def test_there_are_pages_to_run() -> None:
+    assert {"tutorial.md", "faq.md", "howto/ordering.md"} <= set(PAGES)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_test_that_is_named_exists(document: Path) -> None:
-    named = named_tests(document.read_text())
-    assert len(named) > 20
-    missing = []
-    for name in named:
-        path, _, function = name.partition("::")
-        source = ROOT / path
-        text = source.read_text() if source.exists() else ""
-        if not re.search(rf"^(def|class) {function}\b", text, re.MULTILINE):
-            missing.append(name)
-    assert missing == []
+@pytest.mark.parametrize("page", PAGES)
+def test_page_prints_what_it_says(page: str) -> None:
+    text = (DOCS / page).read_text()
+    if needs := re.match(r"<!-- needs: (.*) -->", text):
+        for module in needs[1].split(", "):
+            if find_spec(module) is None:
+                pytest.skip(f"{module} is not installed")
+    program = "\n".join(blocks(text, "python"))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    expected = "".join(blocks(text, "text"))
+    assert (done.stdout, done.stderr, done.returncode) == (expected, "", 0)
 
 
-def test_every_row_of_the_faults_and_guarantees_names_a_test() -> None:
-    rows = []
-    for document, heading in (
-        (DOCUMENTS[0], "## Faults"),
-        (DOCUMENTS[1], "# What ftbus guarantees"),
-        (DOCUMENTS[1], "## What is refused"),
-    ):
-        section = document.read_text().partition(heading + "\n")[2]
-        section = re.split(r"^#", section, flags=re.MULTILINE)[0]
-        lines = [line for line in section.splitlines() if line.startswith("|")]
-        assert len(lines) > 4, heading
-        rows += lines[2:]
-    assert len(rows) > 40
-    assert [row for row in rows if not named_tests(row)] == []
+def test_all_pages_are_reached_from_the_navigation() -> None:
+    config = (ROOT / "mkdocs.yml").read_text()
+    named = set(re.findall(r"^ +- .*: ([\w/-]+\.md)$", config, re.MULTILINE))
+    assert set(PAGES) <= named
+    there = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
+    assert named - there <= {"reference.md"}  # which is written when the site is built
 
 
-def test_every_lane_is_a_make_target() -> None:
+def test_make_targets_that_pages_name_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
-    named = set(re.findall(r"`make ([a-z-]+)", DOCUMENTS[0].read_text()))
-    assert len(named) > 12
-    assert named - targets == set()
+    pages = [*DOCS.rglob("*.md"), ROOT / "CONTRIBUTING.md", ROOT / "README.md"]
+    for page in pages:
+        named = re.findall(r"(?:`|\$ )make ([a-z-]+)", page.read_text())
+        assert set(named) <= targets, page
 
 
-def test_ci_names_every_lane_that_it_leaves_out() -> None:
-    script = (ROOT / ".ci" / "run").read_text()
-    run = set(re.findall(r'^phase "[^"]*" ([a-z-]+)', script, re.MULTILINE))
-    left_out = re.search(r"left_out=\(([^)]*)\)", script)
-    assert left_out
-    lanes = set(re.findall(r"`make ([a-z-]+)", DOCUMENTS[0].read_text()))
-    # The C core alone is part of `make test`.
-    assert lanes - run - set(left_out[1].split()) == {"check", "help"}
-
-
-def test_every_stress_test_belongs_to_a_row() -> None:
-    """No stress test is there that no document says the purpose of."""
-    named = set().union(*(named_tests(path.read_text()) for path in DOCUMENTS))
-    files = {name.partition("::")[0] for name in named}
-    for path in sorted((ROOT / "stress").glob("test_*.py")):
-        assert f"stress/{path.name}" in files
+def test_the_reference_has_every_public_name_and_its_docstring() -> None:
+    text = reference.reference()
+    for name in ftbus.__all__:
+        assert f"\n### `{name}`\n" in text
+    assert "\n#### `EventBus.emit`\n" in text
+    assert "\n#### `Topic.post_many`\n" in text
+    titles = re.findall(r"^### (.*)$", text, re.MULTILINE)
+    assert len(titles) > len(ftbus.__all__)
+    assert inspect.getdoc(ftbus.EventBus.drain).splitlines()[0] in text
