@@ -83,6 +83,8 @@ def lines(
             xs, ys, color=color, marker="o", markersize=5, linewidth=2, label=label
         )
         axes.fill_between(xs, ends[0], ends[1], color=color, alpha=0.15, linewidth=0)
+    if unit == "rate":
+        axes.set_ylim(bottom=0)
     if len(series) > 1:
         axes.legend(frameon=False, labelcolor=MUTED[scheme], fontsize=8.5)
     return bool(series)
@@ -104,7 +106,6 @@ def draw_scaling(axes: Any, found: Found, scheme: int) -> bool:
     }
     axes.set_xlabel("threads")
     axes.set_ylabel("million events/s")
-    axes.set_ylim(bottom=0)
     axes.set_xticks(sorted({x for points in series.values() for x, _ in points}))
     return lines(axes, scheme, series, "rate")
 
@@ -121,7 +122,6 @@ def draw_seed(axes: Any, found: Found, scheme: int) -> bool:
     axes.set_xlabel("threads")
     axes.set_ylabel("million events/s")
     axes.set_xticks([1, 2, 4, 8])
-    axes.set_ylim(bottom=0)
     return lines(axes, scheme, series, "rate")
 
 
@@ -170,7 +170,7 @@ def bars(axes: Any, scheme: int, them: dict[str, Found], ours: str, label: str) 
 def draw_encode(axes: Any, found: Found, scheme: int) -> bool:
     them = cases(found, "buffers", "one event, many readers")
     ones = {name: ns for (name, threads), ns in them.items() if threads == 1}
-    return bars(axes, scheme, ones, "emit", "ns per event, 16 handlers")
+    return bars(axes, scheme, ones, "encoded=True", "ns per event, 16 handlers")
 
 
 def draw_map(axes: Any, found: Found, scheme: int) -> bool:
@@ -243,7 +243,7 @@ def draw_one(file: Path, draw: Draw, found: Found, name: str) -> bool:
     settings = {
         "svg.fonttype": "none",  # text stays text
         "svg.hashsalt": "ftbus",  # and ids stay the same from run to run
-        "font.family": ["system-ui", "sans-serif"],
+        "font.family": "sans-serif",
         "axes.edgecolor": GRID[scheme],
         "axes.labelcolor": muted,
         "xtick.color": muted,
