@@ -23,6 +23,7 @@ from typing import IO
 
 LINE_BYTES = 64
 OPERATIONS = 20  # per phase
+CHUNK_BYTES = 1 << 22
 CASES = {
     "nothing": "pass",
     "topic.emit bound per thread": "emit(event)",
@@ -99,12 +100,12 @@ def lines_of(trace: IO[bytes], address_file: Path) -> Iterator[tuple[int, set[in
     is_on = False
     n_marks = 0
     rest = b""
-    while chunk := trace.read(1 << 22):
+    while chunk := trace.read(CHUNK_BYTES):
         if not address and (text := address_file.read_bytes()):
             address = int(text)
         data = rest + chunk
-        if not address or (not is_on and b"%08x," % address not in data):
-            rest = data[-64:]
+        if not address or not (is_on or b"%08x," % address in data):
+            rest = data[data.rfind(b"\n") + 1 :]
             continue
         *whole, rest = data.split(b"\n")
         for line in whole:
@@ -121,6 +122,8 @@ def lines_of(trace: IO[bytes], address_file: Path) -> Iterator[tuple[int, set[in
             elif is_on:
                 end = start + int(size) - 1
                 lines.update(range(start // LINE_BYTES, end // LINE_BYTES + 1))
+    if is_on:  # so the first mark was none, and what was yielded lay between phases
+        raise SystemExit("a phase in the trace has no end")
 
 
 def count() -> dict[str, int]:
