@@ -156,7 +156,7 @@ docs: setup $(DOCS_VENV)/.packages ## build the documentation into build/site, s
 dist: $(DIST_VENV)/.packages ## the source distribution and this interpreter's wheel
 	rm -rf dist
 	FTBUS_WERROR=0 $(DIST_VENV)/bin/python -m build
-	$(DIST_VENV)/bin/cibuildwheel --print-build-identifiers --platform linux
+	CIBW_ENABLE=cpython-freethreading $(DIST_VENV)/bin/cibuildwheel --print-build-identifiers --platform linux
 
 wheel-check: dist ## install the wheel into a clean venv, run README's example there
 	$(DIST_VENV)/bin/python tools/check_wheel.py dist/*.whl
