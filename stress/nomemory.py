@@ -147,6 +147,7 @@ class Call(NamedTuple):
 
 
 EXECUTOR = "executor = bus.executor()"
+OBSERVER = "class Observer:\n    def failed(self, *told): pass\nobserver = Observer()"
 WATCHED = """
 buffers.set_leak_level("all")
 pool.allocate(9).release()
@@ -206,6 +207,8 @@ CALLS = (
     Call("Topic.call", "topic.call(1), bus.drain()"),
     Call("EventBus.post_later", "bus.post_later(1000, 'steady').cancel()"),
     Call("EventBus.every", "bus.every(1000, 'steady').cancel()"),
+    Call("Topic.post_later", "topic.post_later(1000).cancel()"),
+    Call("Topic.every", "topic.every(1000).cancel()"),
     Call("EventBus.executor", "bus.executor().shutdown()"),
     Call("BusExecutor.submit", "executor.submit(bool, 1), bus.drain()", EXECUTOR),
     Call("BusExecutor.map", "executor.map(bool, (1, 2)), bus.drain()", EXECUTOR),
@@ -220,6 +223,17 @@ CALLS = (
     Call("EventBus.reset_stats", "bus.reset_stats()"),
     Call("Topic.stats", "topic.stats()"),
     Call("EventBus.report", "bus.report()"),
+    Call("EventBus.set_timing", "bus.set_timing(f'key{number}', 'all')"),
+    Call(
+        "EventBus.add_observer",
+        "bus.add_observer(observer), bus.remove_observer(observer)",
+        OBSERVER,
+    ),
+    Call(
+        "EventBus.remove_observer",
+        "bus.remove_observer(observer)",
+        OBSERVER,
+    ),
     # Keys, maps
     Call("Key", "ftbus.Key(f'key{number}').segments, ftbus.Key(1) < ftbus.Key(2)"),
     Call("Key of segments", "ftbus.Key('one', 'two')"),
@@ -270,4 +284,7 @@ LEFT_OUT = {
     "EventBus.acall": "an event loop of asyncio does not survive such a failure",
     "Topic.acall": "an event loop of asyncio does not survive such a failure",
     "EventBus.stream": "an event loop of asyncio does not survive such a failure",
+    "Topic.stream": "an event loop of asyncio does not survive such a failure",
+    "EventBus.serve_stats": "Thread.start hangs if its thread dies of a MemoryError",
+    "EventBus.serve_dashboard": "Thread.start hangs if its thread dies of a MemoryError",
 }

@@ -29,7 +29,15 @@ not_under_sanitizers = pytest.mark.skipif(
     "reported there, or end the process",
 )
 LOSES_LISTS = sysconfig.get_config_var("Py_GIL_DISABLED") and sys.version_info < (3, 14)
-UNPACKING = ("EventBus.call", "EventBus.post_later", "EventBus.every")
+# Their own code, or rich's in a report, makes list displays or unpacks arguments.
+UNPACKING = (
+    "EventBus.call",
+    "EventBus.every",
+    "EventBus.post_later",
+    "EventBus.report",
+    "Topic.every",
+    "Topic.post_later",
+)
 starts_a_process = pytest.mark.thread_unsafe(reason="starts a process")
 
 
