@@ -285,6 +285,6 @@ LEFT_OUT = {
     "Topic.acall": "an event loop of asyncio does not survive such a failure",
     "EventBus.stream": "an event loop of asyncio does not survive such a failure",
     "Topic.stream": "an event loop of asyncio does not survive such a failure",
-    "EventBus.serve_stats": "Thread.start hangs if its thread dies of a MemoryError",
-    "EventBus.serve_dashboard": "Thread.start hangs if its thread dies of a MemoryError",
+    "EventBus.serve_stats": "Thread.start hangs if its thread gets a MemoryError",
+    "EventBus.serve_dashboard": "Thread.start hangs if its thread gets a MemoryError",
 }
