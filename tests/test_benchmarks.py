@@ -181,6 +181,31 @@ def test_readers_share_the_seeds_lock_and_a_writer_waits_for_the_last() -> None:
     assert written.is_set()
 
 
+def test_a_watched_lock_counts_who_found_it_taken() -> None:
+    lock = ladder.WatchedLock()
+    with lock:
+        waiter = threading.Thread(target=lock.acquire)
+        asked = threading.Event()
+        inner = lock._lock
+
+        class Asked:
+            def acquire(self, blocking: bool = True) -> bool:
+                if blocking:
+                    asked.set()
+                return inner.acquire(blocking)
+
+            release = inner.release
+
+        lock._lock = Asked()  # type: ignore[assignment]
+        waiter.start()
+        asked.wait()
+    waiter.join()
+    assert lock.found_taken == 1
+    lock.release()
+    with lock:
+        assert lock.found_taken == 1
+
+
 def test_what_is_given_back_at_once_counts_as_allocated_too() -> None:
     def burst(n: int) -> None:
         for _ in itertools.repeat(None, n):
