@@ -1,6 +1,5 @@
 """The benchmark page says what the JSON says, and the model follows its formula."""
 
-import io
 import json
 import subprocess
 import sys
@@ -15,7 +14,6 @@ sys.path.insert(0, str(BENCHMARKS))  # as when one of them is the main program
 
 import page  # noqa: E402
 import scaling  # noqa: E402
-import shared_lines  # noqa: E402
 
 MACHINE = {
     "processor": "A Processor",
@@ -152,35 +150,3 @@ def test_an_unknown_benchmark_is_refused() -> None:
     )
     assert done.returncode == 2
     assert "no benchmark sprint" in done.stderr
-
-
-# What lackey prints: instructions, loads, stores and modifies; addresses in hex.
-TRACE = b"""\
-==7== Lackey, an example Valgrind tool
-I  04001000,3
- S 00010000,8
- S 00abc000,8
-I  04001003,2
- S 00010040,8
- M 00010048,8
- L 00020000,8
- S 0001007c,8
- S 00abc000,8
- S 00030000,8
- S 00abc000,8
- S 00010080,4
- S 00abc000,8
-"""
-
-
-@pytest.mark.parametrize("chunk", [7, 64, 1 << 20])
-def test_the_lines_of_each_phase_are_those_between_its_marks(
-    chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shared_lines, "CHUNK_BYTES", chunk)
-    address = tmp_path / "address"
-    address.write_text(str(0xABC000))
-    phases = [lines for _, lines in shared_lines.lines_of(io.BytesIO(TRACE), address)]
-    line = 0x10040 // 64
-    assert phases == [{line, line + 1}, {line + 1}]
-    assert len(phases[0] & phases[1]) == 1
