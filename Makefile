@@ -20,7 +20,7 @@ PIP := python -m pip install --quiet --disable-pip-version-check
 CORES := $(shell nproc 2>/dev/null || echo 2)
 C_SOURCES := $(wildcard csrc/arena/*.[ch] csrc/core/*.[ch] csrc/py/*.[ch])
 C_TEXTS := $(C_SOURCES) $(wildcard csrc/tests/*.[ch] csrc/models/*.h csrc/models/*.cpp \
-                                   examples/*/*.[ch])
+                                   examples/*/*.[ch] benchmarks/*.c)
 
 export FTBUS_WERROR ?= 1
 
