@@ -171,7 +171,7 @@ def test_waits_of_partitions_are_kept_together() -> None:
         assert bus.drain(WAIT)
         partitions = bus.stats().partitions
         assert (partitions.posted, partitions.queued, partitions.busy) == (30, 0, 0)
-        assert partitions.groups == 1024
+        assert partitions.groups == 1 << 20
         assert partitions.wait.count == 30
         assert bus.stats().times.wait.count == 31
 
