@@ -147,7 +147,7 @@ def close(bus: EventBus, *, drain: bool, timeout: float) -> int:
         buffers._report_bus(bus)
     if bus._is_forked:
         return 0
-    return left + bus.stats().pending if stuck else left
+    return left + bus.stats(max_keys=0).pending if stuck else left
 
 
 def _drop_latecomers(bus: EventBus) -> int:

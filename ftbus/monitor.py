@@ -86,24 +86,35 @@ class Monitor:
             [(self._started_s, Counters())]
         )
 
-    def stats(self, bus: EventBus, exact: bool) -> BusStats:
+    def stats(
+        self,
+        bus: EventBus,
+        exact: bool,
+        max_keys: int | None,
+        keys: tuple[object, ...],
+    ) -> BusStats:
         """Return the figures since the start, or the baseline."""
-        now = self._collect(bus, exact)
+        now = self._collect(bus, exact, max_keys, keys)
         baseline = self._baseline
         return now if baseline is None else now.since(baseline)
 
     def reset(self, bus: EventBus) -> None:
         """Let stats() count from here."""
-        self._baseline = self._collect(bus, False)
+        self._baseline = self._collect(bus, False, None, ())
 
-    def _collect(self, bus: EventBus, exact: bool) -> BusStats:
+    def _collect(
+        self,
+        bus: EventBus,
+        exact: bool,
+        max_keys: int | None,
+        keys: tuple[object, ...],
+    ) -> BusStats:
         """Sum what every thread has counted."""
-        *rows, own = bus._figures(exact)
-        topics, handlers = [], []
-        for key, timing, counters, row_times, row_handlers in rows:
-            row = self._topic_row(key, timing, counters, row_times, len(row_handlers))
-            topics.append(row)
-            handlers += [self._handler_row(key, *figures) for figures in row_handlers]
+        rows, own, row_handlers = bus._figures(
+            exact, -1 if max_keys is None else max_keys, keys
+        )
+        topics = [self._topic_row(*row) for row in rows]
+        handlers = [self._handler_row(*row) for row in row_handlers]
         total = merge_counters(topics)
         pool = bus._pool_stats()
         now_s = time.monotonic()
@@ -115,6 +126,7 @@ class Monitor:
             timing=self.timing,
             timing_interval=self.interval,
             counting=self.counting,
+            max_keys=max_keys,
             # Not the pool's own figure, which includes the whole batch of a busy
             # worker.
             pending=max(

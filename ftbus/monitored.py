@@ -10,6 +10,7 @@ from ftbus.reports import report
 
 if TYPE_CHECKING:
     import threading
+    from collections.abc import Iterable
     from os import PathLike
 
     from ftbus.bus import EventBus
@@ -31,7 +32,13 @@ class MonitoredBus(_core.Bus):
     def _event_bus(self) -> EventBus:
         return cast("EventBus", self)
 
-    def stats(self, *, exact: bool = False) -> BusStats:
+    def stats(
+        self,
+        *,
+        exact: bool = False,
+        max_keys: int | None = None,
+        keys: Iterable[object] = (),
+    ) -> BusStats:
         """Return the figures since the start, or since reset_stats(); never a lock.
 
         exact: read all counters at one moment. Every other thread that runs Python is
@@ -40,10 +47,21 @@ class MonitoredBus(_core.Bus):
             exactly for that moment, and each emit and delivery is in all of them or in
             none. Without it each counter is exact at a quiet moment, and some recent
             value while threads run; none goes backwards.
+        max_keys: how many keys have a row of their own: those with the most traffic,
+            events offered plus handler calls, since the bus was made. None is all, and
+            takes time and memory in proportion to the keys. What has no row is summed,
+            exactly, in the row of no key. As many handlers of keys without a row have
+            one: half of them those with the longest timed call, the others those that
+            are called most.
+        keys: that have a row, and rows for all their handlers, besides those; unknown
+            ones are passed over.
 
-        Raises StatsUnstableError if exact cannot be had on this interpreter.
+        Raises StatsUnstableError if exact cannot be had on this interpreter,
+        InvalidOptionError, UnsupportedKeyError.
         """
-        return self._monitor.stats(self._event_bus, exact)
+        if max_keys is not None and (type(max_keys) is not int or max_keys < 0):
+            raise InvalidOptionError("max_keys", max_keys, "None, or 0 or more")
+        return self._monitor.stats(self._event_bus, exact, max_keys, tuple(keys))
 
     def reset_stats(self) -> None:
         """Let stats() and report() count from here. No counter is ever zeroed."""

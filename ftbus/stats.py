@@ -145,9 +145,10 @@ class TopicStats(Counters):
     """The counters and times of one key."""
 
     key: object = None
-    """The key; None for the row of keys that were never named, and of tasks."""
+    """The key; None for the row of keys that were never named, and of tasks; it is
+    also that of the keys without a row, see BusStats.max_keys."""
     handlers: int = 0
-    """Handlers subscribed now."""
+    """Handlers subscribed now, with a row or not."""
     timing: str = "off"
     """Which of its events are timed: "off", "sampled" or "all"."""
     times: Times = Times()
@@ -295,6 +296,9 @@ class BusStats(Counters):
     counting: bool = True
     """False if the bus was made with stats=False: then only what conservation needs
     (posted, delivered, dropped, rejected, pending) and the workers are counted."""
+    max_keys: int | None = None
+    """How many keys have a row, besides those asked for; None: all. Then what has none
+    is summed in the row of no key."""
     pending: int = 0
     """Posted events not yet handled: queued, being handled, or waiting for space."""
     queued: int = 0
@@ -310,9 +314,10 @@ class BusStats(Counters):
     partitions: PartitionStats = PartitionStats()
     """The events with a partition."""
     topics: tuple[TopicStats, ...] = ()
-    """One row per key, busiest first."""
+    """One row per key, busiest first; see max_keys."""
     handlers: tuple[HandlerStats, ...] = ()
-    """One row per handler that is subscribed now, slowest 99th percentile first."""
+    """One row per handler that is subscribed now, slowest 99th percentile first; with
+    max_keys not all of them."""
     workers: tuple[WorkerStats, ...] = ()
     """One row per worker; empty before the first post."""
     errors: tuple[ErrorStats, ...] = ()
@@ -324,7 +329,7 @@ class BusStats(Counters):
     program's own buffers share it; it is not affected by reset_stats()."""
 
     def topic(self, key: object) -> TopicStats:
-        """Return the row of a key; zeros if it was never used."""
+        """Return the row of a key; zeros if it was never used, or has none."""
         for row in self.topics:
             if _is_same_key(row.key, key):
                 return row
@@ -336,12 +341,14 @@ class BusStats(Counters):
         return tuple(sorted(rows, key=lambda row: row.serial))
 
     def since(self, earlier: BusStats) -> Self:
-        """Return what was counted after `earlier`."""
-        before = {id(row.key): row for row in earlier.topics}
-        topics = [
-            row.since(before[id(row.key)]) if id(row.key) in before else row
-            for row in self.topics
-        ]
+        """Return what was counted after `earlier`.
+
+        If either has not a row for every key (see max_keys), a key has one here if what
+        it counted is known; all else is in the row of no key, and the sums are exact.
+        """
+        times = self.times.since(earlier.times)
+        counters = self._combined(earlier, -1)
+        topics = self._topics_since(earlier, Counters(**counters), times)
         workers = tuple(
             now.since(then)
             for now, then in zip(self.workers, earlier.workers, strict=False)
@@ -349,24 +356,26 @@ class BusStats(Counters):
         called = {row.serial: row for row in earlier.handlers}
         raised = {row.type: row.count for row in earlier.errors}
         return type(self)(
-            **self._combined(earlier, -1),
+            **counters,
             name=self.name,
             uptime_s=self.uptime_s,
             counted_s=self.uptime_s - earlier.uptime_s,
             timing=self.timing,
             timing_interval=self.timing_interval,
             counting=self.counting,
+            max_keys=self.max_keys if self.max_keys is not None else earlier.max_keys,
             pending=self.pending,
             queued=self.queued,
             queued_max=self.queued_max,
             queue_size=self.queue_size,
-            times=self.times.since(earlier.times),
+            times=times,
             lookups=self.lookups.since(earlier.lookups),
             partitions=self.partitions.since(earlier.partitions),
             topics=busiest_first(topics),
             handlers=slowest_first(
                 row.since(called[row.serial]) if row.serial in called else row
                 for row in self.handlers
+                if row.serial in called or earlier.max_keys is None
             ),
             workers=workers or self.workers,
             errors=tuple(
@@ -377,6 +386,38 @@ class BusStats(Counters):
             rates=self.rates,
             buffers=self.buffers,
         )
+
+    def _topics_since(
+        self, earlier: BusStats, total: Counters, times: Times
+    ) -> list[TopicStats]:
+        """Return the rows of since(), of which the sums are given."""
+        wanted = {id(row.key) for row in self.topics}
+        before = {id(row.key): row for row in earlier.topics if id(row.key) in wanted}
+        is_complete = self.max_keys is None and earlier.max_keys is None
+        rows, unknown = [], 0
+        other = None
+        for row in self.topics:
+            if row.key is None and not is_complete:
+                other = row
+            elif id(row.key) in before:
+                rows.append(row.since(before[id(row.key)]))
+            elif earlier.max_keys is None:
+                rows.append(row)  # there was none
+            else:
+                unknown += row.handlers
+        if other is not None:
+            # What is left: other's own difference, and that of keys that have a row in
+            # one of the two only.
+            known = merge_counters([Counters(), *rows])
+            rest = TopicStats(
+                **total._combined(known, -1),
+                key=None,
+                handlers=other.handlers + unknown,
+                timing=other.timing,
+                times=times.since(merge_times(row.times for row in rows)),
+            )
+            rows.append(rest)
+        return rows
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested dicts and lists, keys as their repr, ready for JSON.

@@ -106,7 +106,7 @@ class Topic(_core.Topic):
 
     def stats(self) -> TopicStats:
         """Return this topic's counters."""
-        return self._event_bus.stats().topic(self.key)
+        return self._event_bus.stats(max_keys=0, keys=(self.key,)).topic(self.key)
 
     def __repr__(self) -> str:
         return f"<Topic {self.key!r} of {self._event_bus.name!r}>"

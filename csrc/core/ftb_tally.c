@@ -147,7 +147,14 @@ sum_one(struct ftb_thread *thread, void *context)
     }
     request->sum->failed += ftb_load_relaxed(&tally->failed); /* any recent value */
     struct ftb_histogram *time = ftb_load_acquire(&tally->time);
-    if (time != NULL) {
+    if (time == NULL) {
+        return;
+    }
+    uint64_t longest_ns = ftb_load_relaxed(&time->max_ns); /* likewise */
+    if (longest_ns > request->sum->longest_ns) {
+        request->sum->longest_ns = longest_ns;
+    }
+    if (request->time != NULL) {
         ftb_histogram_add_to(time, request->time);
     }
 }
@@ -158,7 +165,7 @@ ftb_tally_sum(
     struct ftb_histogram_sum *time)
 {
     struct sum_request request = {handler, sum, time};
-    *sum = (struct ftb_tally_sum){0, 0};
+    *sum = (struct ftb_tally_sum){0};
     ftb_thread_each(sum_one, &request);
 }
 

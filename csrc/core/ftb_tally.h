@@ -38,6 +38,7 @@ struct ftb_tally {
 /* What all threads together know of a handler. */
 struct ftb_tally_sum {
     uint64_t calls, failed;
+    uint64_t longest_ns; /* of its timed calls; 0: none */
 };
 
 /* The slow way: makes this thread's tally. NULL: no memory. */
@@ -78,8 +79,8 @@ ftb_tally_sync(
 /* Count one run of the cell's version that is no emit. Owner only. */
 void ftb_tally_run_local(struct ftb_cell *cell);
 
-/* Sum up a handler that the caller holds; its times are added to *time. Exact when the
- * threads that call it are quiet, and never less than before. */
+/* Sum up a handler that the caller holds; its times are added to *time, unless that is
+ * NULL. Exact when the threads that call it are quiet, and never less than before. */
 void ftb_tally_sum(
     struct ftb_handler *handler, struct ftb_tally_sum *sum,
     struct ftb_histogram_sum *time);

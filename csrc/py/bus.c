@@ -437,7 +437,7 @@ static PyMethodDef bus_methods[] = {
     {"_drop_queued", bus_drop_queued, METH_NOARGS, NULL},
     {"_encode", FASTCALL(bus_encode), METH_FASTCALL, NULL},
     {"_executing", bus_executing_here, METH_NOARGS, NULL},
-    {"_figures", bus_figures, METH_O, NULL},
+    {"_figures", bus_figures, METH_VARARGS, NULL},
     {"_help", bus_help_one, METH_NOARGS, NULL},
     {"_is_full", bus_is_full, METH_NOARGS, NULL},
     {"_pool_stats", bus_pool_stats, METH_NOARGS, NULL},

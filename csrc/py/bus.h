@@ -238,7 +238,7 @@ uint32_t bus_unstarted(BusObject *bus);
 int bus_timeout_ns(PyObject *seconds, uint64_t *timeout_ns);
 
 /* stats.c */
-PyObject *bus_figures(PyObject *self, PyObject *exact);
+PyObject *bus_figures(PyObject *self, PyObject *args);
 PyObject *bus_pool_stats(PyObject *self, PyObject *unused);
 
 /* now + timeout, saturating. */

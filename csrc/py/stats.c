@@ -8,198 +8,8 @@
  * twice: should some version of Python not stop the others, the two differ. */
 #include "stats.h"
 
-#include <string.h>
-
-static int
-histogram_pack(struct packed_histogram *packed, const struct ftb_histogram_sum *sum)
-{
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < FTB_HISTOGRAM_BUCKETS; i++) {
-        n += sum->counts[i] != 0;
-    }
-    *packed = (struct packed_histogram){
-        .n = n, .sum_ns = sum->sum_ns, .min_ns = sum->min_ns, .max_ns = sum->max_ns};
-    if (n == 0) {
-        return 0;
-    }
-    packed->pairs = ftb_alloc(n * sizeof *packed->pairs);
-    if (packed->pairs == NULL) {
-        packed->n = 0;
-        return -1;
-    }
-    for (uint32_t i = 0, k = 0; k < n; i++) {
-        if (sum->counts[i] != 0) {
-            packed->pairs[k++] = (struct bucket_count){i, sum->counts[i]};
-        }
-    }
-    return 0;
-}
-
-static int
-times_pack(
-    struct packed_histogram *packed, struct ftb_histogram_sum *scratch, uint32_t id)
-{
-    for (int i = 0; i < FTB_TIMES_N; i++) {
-        ftb_histogram_sum_init(&scratch[i]);
-    }
-    if (id == FTB_NO_ID || !ftb_shard_times(id, scratch)) {
-        return 0;
-    }
-    for (int i = 0; i < FTB_TIMES_N; i++) {
-        if (histogram_pack(&packed[i], &scratch[i]) < 0) {
-            return -1;
-        }
-    }
-    return 0;
-}
-
-struct topic_list {
-    struct ftb_topic **topics;
-    size_t n, capacity;
-};
-
-static void
-topic_list_add(struct ftb_entry *entry, void *context)
-{
-    struct topic_list *list = context;
-    if (list->n < list->capacity) {
-        list->topics[list->n] = (struct ftb_topic *)(void *)entry;
-    }
-    list->n++;
-}
-
-/* The handlers of a topic that this thread holds: references, and what they did. */
-static int
-rows_add_handlers(struct topic_row *row, struct ftb_histogram_sum *scratch)
-{
-    struct ftb_thread *thread = ftb_thread_current();
-    struct ftb_snapshot *snapshot = thread != NULL && thread->depth < FTB_DEPTH_MAX
-                                        ? ftb_topic_hold(thread, row->topic)
-                                        : NULL;
-    if (snapshot == NULL) {
-        return 0;
-    }
-    int result = -1;
-    row->handlers_n = snapshot->n;
-    row->handlers = ftb_alloc(snapshot->n * sizeof *row->handlers);
-    for (uint32_t i = 0; row->handlers != NULL && i < snapshot->n; i++) {
-        struct handler_row *to = &row->handlers[i];
-        struct ftb_tally_sum sum;
-        to->handler = ftb_snapshot_handlers(snapshot)[i];
-        ftb_handler_retain(to->handler);
-        ftb_histogram_sum_init(scratch);
-        ftb_tally_sum(to->handler, &sum, scratch);
-        to->calls = sum.calls;
-        to->failed = sum.failed;
-        result = histogram_pack(&to->time, scratch);
-        if (result < 0) {
-            row->handlers_n = i + 1;
-            break;
-        }
-    }
-    if (row->handlers == NULL) {
-        row->handlers_n = 0;
-    }
-    ftb_hazard_drop(thread); /* a replaced one is reclaimed afterwards */
-    return result;
-}
-
-static void
-figures_sum(struct figures *figures)
-{
-    for (size_t i = 0; i < figures->topics_n; i++) {
-        struct topic_row *row = &figures->topics[i];
-        memset(&row->totals, 0, sizeof row->totals);
-        if (row->id != FTB_NO_ID) {
-            ftb_shard_sum(row->id, &row->totals);
-        }
-    }
-}
-
-/* Copy everything. FTB_FULL: there are more topics than room; FTB_NOMEM. */
-static enum ftb_result
-figures_copy(struct figures *figures)
-{
-    struct ftb_bus *core = figures->bus->core;
-    struct topic_list list = {figures->list, 0, figures->capacity};
-    ftb_map_each(&core->topics, topic_list_add, &list);
-    if (list.n > list.capacity) {
-        return FTB_FULL;
-    }
-    figures->topics_n = list.n + FIGURES_ROWS_MORE;
-    for (size_t i = 0; i < list.n; i++) {
-        figures->topics[i].topic = list.topics[i];
-        figures->topics[i].id = ftb_topic_id(list.topics[i]);
-    }
-    figures->topics[list.n].id = core->unheard_id;
-    figures->topics[list.n + 1].id = core->own_id;
-    figures_sum(figures);
-    for (size_t i = 0; i < figures->topics_n; i++) {
-        struct topic_row *row = &figures->topics[i];
-        if (times_pack(row->times, figures->scratch, row->id) < 0
-            || (row->topic != NULL && rows_add_handlers(row, figures->scratch) < 0)) {
-            return FTB_NOMEM;
-        }
-    }
-    return FTB_OK;
-}
-
-/* Whether no counter moved since figures_copy: all are monotone, so equal sums are equal
- * counters. */
-static bool
-figures_are_still(const struct figures *figures)
-{
-    for (size_t i = 0; i < figures->topics_n; i++) {
-        const struct topic_row *row = &figures->topics[i];
-        struct ftb_totals totals = {0};
-        if (row->id != FTB_NO_ID) {
-            ftb_shard_sum(row->id, &totals);
-        }
-        if (memcmp(&totals, &row->totals, sizeof totals) != 0) {
-            return false;
-        }
-    }
-    return true;
-}
-
-static struct figures *
-figures_new(BusObject *bus)
-{
-    struct figures *figures = ftb_alloc(sizeof *figures);
-    if (figures == NULL) {
-        return NULL;
-    }
-    figures->bus = bus;
-    figures->capacity = ftb_map_len(&bus->core->topics) + 8; /* some may come */
-    figures->list = ftb_alloc(figures->capacity * sizeof(struct ftb_topic *));
-    figures->topics =
-        ftb_alloc((figures->capacity + FIGURES_ROWS_MORE) * sizeof *figures->topics);
-    figures->scratch = ftb_alloc(FTB_TIMES_N * sizeof *figures->scratch);
-    return figures;
-}
-
-/* Attached, and under no lock: the last reference to a handler may go. */
-static void
-figures_free(struct figures *figures)
-{
-    for (size_t i = 0; figures != NULL && i < figures->topics_n; i++) {
-        struct topic_row *row = &figures->topics[i];
-        for (int k = 0; k < FTB_TIMES_N; k++) {
-            ftb_free(row->times[k].pairs);
-        }
-        for (uint32_t k = 0; k < row->handlers_n; k++) {
-            ftb_free(row->handlers[k].time.pairs);
-            ftb_handler_release(row->handlers[k].handler);
-        }
-        ftb_free(row->handlers);
-    }
-    if (figures != NULL) {
-        ftb_free(figures->list);
-        ftb_free(figures->topics);
-        ftb_free(figures->scratch);
-        ftb_free(figures);
-    }
-}
+#include "errors.h"
+#include "figures.h"
 
 /* The object whose tp_traverse does the copying; the collector never meets it. */
 typedef struct {
@@ -214,9 +24,10 @@ cut_traverse(PyObject *self, visitproc visit, void *arg)
     (void)arg;
     struct figures *figures = ((CutObject *)self)->figures;
     if (figures != NULL && !figures->is_copied) {
-        figures->is_copied = true;
-        figures->result = figures_copy(figures);
-        figures->is_still = figures_are_still(figures);
+        figures_copy(figures);
+        if (figures->result == FTB_OK) {
+            figures_compare(figures);
+        }
     }
     return 0;
 }
@@ -256,34 +67,41 @@ figures_copy_stopped(struct figures *figures)
 
 #define EXACT_TRIES 100
 
+/* What is asked for. */
+struct request {
+    int exact;
+    size_t max_keys;
+    struct ftb_topic **pinned;
+    size_t pinned_n;
+};
+
 /* One copy, with exact a consistent one. NULL with an exception. */
 static struct figures *
-figures_take(BusObject *bus, int exact)
+figures_take(BusObject *bus, const struct request *request)
 {
     if (bus_thread() == NULL) {
         return NULL;
     }
     for (int tries = 0; tries < EXACT_TRIES; tries++) {
-        struct figures *figures = figures_new(bus);
-        if (figures == NULL || figures->list == NULL || figures->topics == NULL
-            || figures->scratch == NULL) {
-            figures_free(figures);
+        struct figures *figures =
+            figures_new(bus, request->max_keys, request->pinned_n);
+        if (figures == NULL) {
             PyErr_NoMemory();
             return NULL;
         }
-        if (exact) {
-            if (figures_copy_stopped(figures) < 0) {
-                figures_free(figures);
-                return NULL;
-            }
-        } else {
-            figures->result = figures_copy(figures);
-            figures->is_still = true;
+        for (size_t i = 0; i < request->pinned_n; i++) {
+            figures_pin(figures, request->pinned[i]);
         }
-        if (figures->result == FTB_OK && figures->is_still) {
-            return figures;
+        if (!request->exact) {
+            figures_copy(figures);
+        } else if (figures_copy_stopped(figures) < 0) {
+            figures_free(figures);
+            return NULL;
         }
         enum ftb_result result = figures->result;
+        if (result == FTB_OK && (figures->is_still || !request->exact)) {
+            return figures;
+        }
         figures_free(figures);
         if (result == FTB_NOMEM) {
             PyErr_NoMemory();
@@ -352,7 +170,7 @@ times_object(const struct packed_histogram *times)
     return tuple;
 }
 
-/* (callable, serial, calls, failed, time) */
+/* (key, callable, serial, calls, failed, time) */
 static PyObject *
 handler_object(const struct handler_row *row)
 {
@@ -362,58 +180,108 @@ handler_object(const struct handler_row *row)
         callable = Py_NewRef(Py_None);
     }
     return Py_BuildValue(
-        "(NKKKN)", callable, (unsigned long long)row->handler->serial,
-        (unsigned long long)row->calls, (unsigned long long)row->failed,
-        histogram_object(&row->time));
+        "(ONKKKN)", row->handler->topic->key_object, callable,
+        (unsigned long long)row->handler->serial, (unsigned long long)row->calls,
+        (unsigned long long)row->failed, histogram_object(&row->time));
 }
 
-/* (key, timing, counters, times, [handler, ...]) */
+/* (key, timing, counters, times, handlers) */
 static PyObject *
 row_object(BusObject *bus, const struct topic_row *row)
 {
-    PyObject *handlers = PyList_New(0);
-    for (uint32_t i = 0; handlers != NULL && i < row->handlers_n; i++) {
-        PyObject *handler = handler_object(&row->handlers[i]);
-        if (handler == NULL || PyList_Append(handlers, handler) < 0) {
-            Py_CLEAR(handlers);
-        }
-        Py_XDECREF(handler);
-    }
-    if (handlers == NULL) {
-        return NULL;
-    }
     int timing =
         row->topic != NULL ? (int)ftb_topic_timing(row->topic) : (int)bus->core->timing;
     PyObject *key = row->topic != NULL ? row->topic->key_object : Py_None;
     return Py_BuildValue(
-        "(OiNNN)", key, timing, totals_dict(&row->totals), times_object(row->times),
-        handlers);
+        "(OiNNn)", key, timing, totals_dict(&row->totals), times_object(row->times),
+        (Py_ssize_t)row->handlers_n);
 }
 
-/* _figures(exact) -> [(key, timing, counters, times, handlers), ...]; the last row but
- * one, with key None, counts events whose key nobody ever named, and tasks; the last one
- * look-ups (emitted: found, unheard: not) and events with a partition. */
+/* Append an object (stolen, or NULL) to a list. 0 or -1. */
+static int
+list_add(PyObject *list, PyObject *object)
+{
+    int result = object != NULL ? PyList_Append(list, object) : -1;
+    Py_XDECREF(object);
+    return result;
+}
+
+/* ([row, ...], own row, [handler, ...]) */
+static PyObject *
+figures_object(const struct figures *figures)
+{
+    BusObject *bus = figures->bus;
+    PyObject *rows = PyList_New(0), *handlers = PyList_New(0);
+    int result = rows != NULL && handlers != NULL ? 0 : -1;
+    for (size_t i = 0; result == 0 && i < figures->rows_n; i++) {
+        result = list_add(rows, row_object(bus, &figures->rows[i]));
+    }
+    if (result == 0) {
+        result = list_add(rows, row_object(bus, &figures->rest));
+    }
+    for (size_t i = 0; result == 0 && i < figures->handlers_n; i++) {
+        result = list_add(handlers, handler_object(&figures->handlers[i]));
+    }
+    if (result < 0) {
+        Py_XDECREF(rows);
+        Py_XDECREF(handlers);
+        return NULL;
+    }
+    return Py_BuildValue("(NNN)", rows, row_object(bus, &figures->own), handlers);
+}
+
+/* Put the topics of keys into request->pinned. 0, or -1 with an exception. */
+static int
+request_pin(struct request *request, BusObject *bus, PyObject *keys)
+{
+    Py_ssize_t n = PyTuple_GET_SIZE(keys);
+    request->pinned = ftb_alloc(((size_t)n + 1) * sizeof(struct ftb_topic *));
+    if (request->pinned == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        struct ftb_topic *topic;
+        int found = bus_topic_find(bus, PyTuple_GET_ITEM(keys, i), &topic);
+        if (found < 0) {
+            return -1;
+        }
+        if (found) {
+            request->pinned[request->pinned_n++] = topic;
+        }
+    }
+    return 0;
+}
+
+/* _figures(exact, max_keys, keys) -> ([(key, timing, counters, times, handlers), ...],
+ * own, [(key, callable, serial, calls, failed, time), ...]). The rows are those of `keys`
+ * and of the max_keys busiest others; negative: all. The last one, with key None, counts
+ * events whose key nobody ever named, tasks, and all that has no row. `own` counts
+ * look-ups and events with a partition. */
 PyObject *
-bus_figures(PyObject *self, PyObject *exact)
+bus_figures(PyObject *self, PyObject *args)
 {
     BusObject *bus = (BusObject *)self;
-    struct figures *figures = figures_take(bus, PyObject_IsTrue(exact));
+    struct request request = {0};
+    Py_ssize_t max_keys;
+    PyObject *keys;
+    if (!PyArg_ParseTuple(
+            args, "pnO!", &request.exact, &max_keys, &PyTuple_Type, &keys)) {
+        return NULL;
+    }
+    request.max_keys = max_keys < 0 ? SIZE_MAX : (size_t)max_keys;
+    struct figures *figures =
+        request_pin(&request, bus, keys) == 0 ? figures_take(bus, &request) : NULL;
+    ftb_free(request.pinned);
     if (figures == NULL) {
         return NULL;
     }
-    PyObject *rows = PyList_New(0);
-    for (size_t i = 0; rows != NULL && i < figures->topics_n; i++) {
-        PyObject *row = row_object(bus, &figures->topics[i]);
-        if (row == NULL || PyList_Append(rows, row) < 0) {
-            Py_CLEAR(rows);
-        }
-        Py_XDECREF(row);
-    }
+    PyObject *result = figures_object(figures);
     PyObject *error = PyErr_GetRaisedException(); /* finalizers may run */
     figures_free(figures);
     ftb_reclaim();
     PyErr_SetRaisedException(error);
-    return rows;
+    return result;
 }
 
 static PyObject *

@@ -54,7 +54,7 @@ def log_stats(
     logger = logger or logging.getLogger("ftbus.stats")
     if not logger.isEnabledFor(level):
         return
-    stats = bus.stats()
+    stats = bus.stats(max_keys=0)
     logger.log(
         level,
         "%s: %d emitted, %d posted, %d handler calls, %d failed, %d dropped, "

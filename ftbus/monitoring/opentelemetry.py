@@ -106,8 +106,7 @@ class _Source:
             return None
         with self._lock:
             if self._stats is None or instrument in self._served:
-                self._stats = bus.stats()
-                self._rows = self._series.rows(self._stats.topics)
+                self._stats, self._rows = self._series.read(bus)
                 self._served.clear()
             self._served.add(instrument)
             return self._stats, self._rows

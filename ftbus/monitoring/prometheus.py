@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from ftbus.bus import EventBus
     from ftbus.histograms import Histogram
-    from ftbus.stats import BusStats
+    from ftbus.stats import BusStats, Counters
 
 __all__ = ["Collector"]
 
@@ -52,7 +52,7 @@ __all__ = ["Collector"]
 _BOUNDS_NS: Final = tuple(1 << power for power in range(9, 35))
 _SCHEMA: Final = 3  # native buckets: 8 per octave; the bus's are finer, 32
 
-type _Pair = tuple[BusStats, KeySeries]
+type _Pair = tuple[BusStats, dict[str, Counters]]
 
 
 class Collector(registry.Collector):
@@ -90,14 +90,14 @@ class Collector(registry.Collector):
     def collect(self) -> Iterator[Metric]:
         """Read the counters of every bus; yield the metrics."""
         pairs = [
-            (bus.stats(), series)
+            series.read(bus)
             for reference, series in self._sources
             if (bus := reference()) is not None
         ]
         yield from self._families(pairs)
 
     def _families(self, pairs: list[_Pair]) -> Iterator[Metric]:
-        rows = [(stats.name, series.rows(stats.topics)) for stats, series in pairs]
+        rows = [(stats.name, by_label) for stats, by_label in pairs]
         for field, (name, text) in COUNTERS.items():
             counter = CounterMetricFamily(f"ftbus_{name}", text, labels=["bus", "key"])
             for bus, by_label in rows:

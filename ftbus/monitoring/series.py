@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import heapq
 import threading
 from typing import TYPE_CHECKING, Final
 
-from ftbus.labels import OTHER, label
-from ftbus.monitoring.snapshots import traffic
+from ftbus.labels import label
 from ftbus.stats import merge_counters
 
 if TYPE_CHECKING:
-    from ftbus.stats import Counters, TopicStats
+    from ftbus.bus import EventBus
+    from ftbus.stats import BusStats, Counters, TopicStats
 
 # Field of Counters: name, what it counts.
 COUNTERS: Final = {
@@ -64,32 +63,34 @@ class KeySeries:
 
     A free place goes to the key with the most traffic among those that have none. It
     keeps it, and what had no place when there was none left is counted in "(other)"
-    from then on, so every series, "(other)" too, only grows. Any thread.
+    from then on, so every series, "(other)" too, only grows. Keys of one label have a
+    place each and one series together. Any thread.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._lock = threading.Lock()
-        self._named: set[str] = set()  # by the lock
+        # Reading the figures may run finalizers, which may read them too.
+        self._lock = threading.RLock()
+        self._keys: dict[int, object] = {}  # by identity; by the lock
 
-    def rows(self, topics: tuple[TopicStats, ...]) -> dict[str, Counters]:
-        """Return the counters by label; those of the keys without series summed."""
-        groups: dict[str, list[Counters]] = {}
-        for row in topics:
-            groups.setdefault(label(row.key), []).append(row)
-        labelled = {
-            name: group[0] if len(group) == 1 else merge_counters(group)
-            for name, group in groups.items()
-        }
-        with self._lock:
-            free = self._limit - len(self._named)
-            if free > 0:
-                rest = [n for n in labelled if n not in self._named and n != OTHER]
-                best = heapq.nlargest(free, rest, key=lambda n: traffic(labelled[n]))
-                self._named.update(best)
-            named = self._named.copy()
-        rows = {n: row for n, row in labelled.items() if n in named}
-        left = [row for n, row in labelled.items() if n not in named]
-        if left:
-            rows[OTHER] = merge_counters(left)
-        return rows
+    def read(self, bus: EventBus) -> tuple[BusStats, dict[str, Counters]]:
+        """Return the figures, and the counters by label.
+
+        Those of the keys without series are summed.
+        """
+        with self._lock:  # the figures of two readers are not mixed up
+            free = self._limit - len(self._keys)
+            stats = bus.stats(max_keys=free, keys=self._keys.values())
+            keys = [row.key for row in stats.topics if row.key is not None]
+            self._keys.update({id(key): key for key in keys})
+        return stats, _labelled(stats.topics)
+
+
+def _labelled(topics: tuple[TopicStats, ...]) -> dict[str, Counters]:
+    groups: dict[str, list[Counters]] = {}
+    for row in topics:
+        groups.setdefault(label(row.key), []).append(row)
+    return {
+        name: group[0] if len(group) == 1 else merge_counters(group)
+        for name, group in groups.items()
+    }

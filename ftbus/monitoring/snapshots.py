@@ -58,7 +58,7 @@ class Snapshots:
 
     def _take(self, bus: EventBus) -> None:
         began_s = time.monotonic()
-        tree = to_dict(bounded(bus.stats(), self._rows))
+        tree = to_dict(bounded(bus.stats(max_keys=self._rows), self._rows))
         message = {
             "version": VERSION,
             "time_s": time.time(),
