@@ -1,7 +1,7 @@
 """What it costs emitting threads to be looked at: python benchmarks/scrape.py --quick.
 
-Two threads emit, over 10,000 keys with a handler each, while a third reads the counters
-up to 100 times a second: by stats(max_keys=100), as a Prometheus server, or from another
+Two threads emit, over 10,000 keys with a handler each, while a third reads the figures
+up to 100 times a second: by stats(max_keys=100), as a Prometheus server, or in another
 process through the socket of serve_stats(). One that only counts shows what any third
 thread costs. They take turns within each round, and what is reported is the median,
 over the rounds, of the throughput in units of that without a third thread.
