@@ -7,6 +7,7 @@ Mutants: topic-frees-at-once.
 
 import gc
 import os
+import re
 import threading
 from typing import Any
 
@@ -152,7 +153,10 @@ print(hits)
 def test_a_thousand_asynchronous_exceptions(python: Any, seed: int) -> None:
     program = SHOTS.replace("$seed", str(seed)).replace("$shots", str(scaled(1000)))
     done = python(program, "-W", "ignore", within=300)
-    assert (done.returncode, done.stderr) == (0, "")
+    # A shot may hit CPython's own excepthook of a thread that a shot has just ended.
+    own = r"Exception in threading\.excepthook:\nTraceback.*?\nShot\n"
+    said = re.sub(own, "", done.stderr, flags=re.DOTALL)
+    assert (done.returncode, said) == (0, "")
     print(f"{done.stdout.strip()} hits")
 
 
