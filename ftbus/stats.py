@@ -170,7 +170,7 @@ class WorkerStats:
     """What one worker thread did."""
 
     taken: int = 0
-    """Events taken from the queue, stolen ones included."""
+    """Events of finished batches, stolen ones included."""
     stolen: int = 0
     """Events that lay in another worker's ring."""
     batches: int = 0

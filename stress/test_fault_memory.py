@@ -32,7 +32,6 @@ LOSES_LISTS = sysconfig.get_config_var("Py_GIL_DISABLED") and sys.version_info <
 # They, or CPython or rich below them, display lists or unpack arguments.
 UNPACKING = (
     "BusExecutor.map",
-    "BusExecutor.submit",
     "EventBus.call",
     "EventBus.every",
     "EventBus.post_later",

@@ -292,6 +292,7 @@ def test_a_post_goes_on_with_any_space_if_no_more_can_come() -> None:
 
         poster = threading.Thread(target=post_one_more)
         poster.start()
+        eventually(lambda: bus.stats().posted == 10)  # it finds the queue full
         gate.open()
         poster.join(WAIT)
         assert posted.is_set()
