@@ -115,6 +115,7 @@ class Bus:
         queue_size: int,
         workers: int,
         spin_ns: int,
+        linger_ns: int,
         orders_by_key: bool,
         counts: bool,
         timing: int,

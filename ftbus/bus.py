@@ -47,8 +47,13 @@ type Overflow = Literal["block", "raise", "drop_newest", "drop_oldest"]
 type Latency = Literal["low", "balanced", "cpu"]
 
 _OVERFLOWS = ("block", "raise", "drop_newest", "drop_oldest")
-# How long an idle worker looks on before it sleeps; waking one up takes about 5 us.
-_SPIN_NS = {"low": 50_000, "balanced": 3_000, "cpu": 0}
+# How long an idle worker looks on before it sleeps, as waking one up takes about 5 us;
+# and how long after the start of a batch the next starts if events trickle in.
+_SPIN_AND_LINGER_NS = {
+    "low": (50_000, 0),
+    "balanced": (3_000, 4_000),
+    "cpu": (0, 4_000),
+}
 _QUEUE_MAX = 1 << 30
 _WORKERS_MAX = 1024
 _PRIORITY_MAX = 1 << 31
@@ -67,7 +72,9 @@ class EventBus(MonitoredBus):
     errors: what emit does with exceptions of handlers: "raise" one HandlerErrors group
         after all handlers ran, or "log" them.
     latency: how long a worker without events looks on before it sleeps: "low" (50 us),
-        "balanced" (3 us) or "cpu" (not at all). An idle bus uses no CPU in any case.
+        "balanced" (3 us) or "cpu" (not at all). In a steady stream the last two also
+        let events gather for up to 4 us, which handles more of them per second. An idle
+        bus uses no CPU in any case.
     order: "key" makes the key an event's partition if post names none: events of one
         key run one at a time, in the order in which they were posted.
     numa: on a machine with several memory nodes, "auto" keeps workers that are near
@@ -135,8 +142,10 @@ class EventBus(MonitoredBus):
             raise InvalidOptionError("overflow", overflow, f"one of {_OVERFLOWS}")
         if errors not in ("raise", "log"):
             raise InvalidOptionError("errors", errors, "'raise' or 'log'")
-        if latency not in _SPIN_NS:
-            raise InvalidOptionError("latency", latency, f"one of {(*_SPIN_NS,)}")
+        if latency not in _SPIN_AND_LINGER_NS:
+            raise InvalidOptionError(
+                "latency", latency, f"one of {(*_SPIN_AND_LINGER_NS,)}"
+            )
         if numa not in ("auto", "off", "pin"):
             raise InvalidOptionError("numa", numa, "'auto', 'off' or 'pin'")
         if order is not None and order != "key":
@@ -172,7 +181,7 @@ class EventBus(MonitoredBus):
             _OVERFLOWS.index(overflow),
             queue_size,
             self._workers,
-            _SPIN_NS[latency],
+            *_SPIN_AND_LINGER_NS[latency],
             order == "key",
             stats,
             timing_number,

@@ -129,6 +129,7 @@ ftb_pool_new(const struct ftb_pool_options *options)
     pool->room_queued = pool->queue_size - (room_n < ROOM_MAX ? room_n : ROOM_MAX);
     pool->strands_n = options->strands_n;
     pool->spin_ns = options->spin_ns;
+    pool->linger_ns = options->linger_ns;
     /* More than half of the workers spinning would only slow the others down. */
     pool->spinners_max = pool->workers_n < 4 ? 1 : pool->workers_n / 2;
     ftb_idle_init(&pool->idle, pool->workers_n);

@@ -31,7 +31,7 @@
 #include "ftb_offer.h"
 #include "ftb_ring.h"
 
-#define FTB_BATCH_MAX 32u
+#define FTB_BATCH_MAX 64u
 #define FTB_POOL_MAX_WORKERS 1024u
 #define FTB_POOL_MAX_QUEUE (UINT32_C(1) << 30)
 #define FTB_POOL_MAX_STRANDS (UINT32_C(1) << 20)
@@ -47,6 +47,7 @@ struct ftb_pool_options {
     uint32_t strands_n; /* 1 .. FTB_POOL_MAX_STRANDS; partitions that fall on one strand
                           * wait for each other */
     uint32_t spin_ns;   /* how long a wait looks on before it sleeps; 0 = not at all */
+    uint32_t linger_ns; /* see ftb_pool_linger; 0 = not at all */
     /* For each worker, which it shares a cache and a memory node with; in ascending order,
      * and those of one cache of one node. NULL: all share both. Read by ftb_pool_new only.
      */
@@ -203,13 +204,20 @@ uint32_t ftb_pool_behind(const struct ftb_batch *batch);
 FTB_MUST_USE bool ftb_pool_evict_behind(
     ftb_pool_t *pool, const struct ftb_batch *batch, struct ftb_item *item);
 
+/* Leave the queue alone for a moment if events trickle in, so that the next batch is worth
+ * its fixed costs: until linger_ns after the last one began. A worker calls it after
+ * finish. */
+void ftb_pool_linger(ftb_pool_t *pool, uint32_t worker_ix);
+
 /* Wait until there may be something to take. Returns FTB_OK: look again; FTB_CLOSED: the
  * pool is stopped, leave; or FTB_TIMEOUT. */
 FTB_MUST_USE enum ftb_result
 ftb_pool_wait_work(ftb_pool_t *pool, uint32_t worker_ix, uint64_t deadline_ns);
 
-/* Wait until there is space in the queue. Returns FTB_OK: post again, it may have been
- * taken meanwhile; FTB_CLOSED; or FTB_TIMEOUT. */
+/* Wait until there is room: space for a quarter of the queue, or for 1,024 events, as space
+ * for one is not worth waking a thread. Returns FTB_OK: post again, it may have been taken
+ * meanwhile; FTB_CLOSED; or FTB_TIMEOUT: post again all the same, there may be space, and
+ * what would make room may be waiting for this thread. */
 FTB_MUST_USE enum ftb_result
 ftb_pool_wait_space(ftb_pool_t *pool, uint64_t deadline_ns);
 

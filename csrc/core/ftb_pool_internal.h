@@ -68,6 +68,7 @@ struct ftb_pool_worker {
     /* All below is written by the worker's thread; only the counters are read by others.
      */
     FTB_ALIGNED uint64_t stamp_ns; /* the last time read; a batch starts there */
+    uint64_t linger_until_ns;      /* 0: take the next at once */
     uint32_t batch_n;              /* how many events to take at most */
     uint32_t depth;                /* open batches */
     uint32_t takes_n;              /* counts up to FTB_FAIR_TAKES */
@@ -88,6 +89,7 @@ struct ftb_pool {
     uint32_t room_queued; /* so few queued that who waits for space is woken */
     uint32_t strands_n;
     uint32_t spin_ns;
+    uint32_t linger_ns;
     uint32_t spinners_max;
     struct ftb_pool_worker *workers;
     struct ftb_strand *strands; /* in strands_memory, aligned, untouched till used */

@@ -238,6 +238,16 @@ ftb_pool_take_one(ftb_pool_t *pool, struct ftb_batch *batch)
     return batch->n;
 }
 
+/* Whether a batch with all that is queued after it is less than half of what it could have
+ * been. Not if nothing is queued: then the worker looks again, and waits. */
+static bool
+is_trickle(
+    const struct ftb_pool_worker *worker, const struct ftb_batch *batch,
+    uint32_t queued_n)
+{
+    return queued_n > 0 && 2 * (uint64_t)(batch->n + queued_n) < worker->batch_n;
+}
+
 /* Learn from the batch how many events to take next. */
 static void
 worker_learn(struct ftb_pool_worker *worker, const struct ftb_batch *batch)
@@ -276,9 +286,13 @@ ftb_pool_finish(ftb_pool_t *pool, uint32_t worker_ix, struct ftb_batch *batch)
         uint32_t ring_ix = is_worker ? worker_ix : ftb__pool_choose_ring(pool);
         ftb__pool_put_token(pool, ring_ix, batch->strand, !is_outer);
     }
-    (void)ftb__pool_subtract(pool, 0, batch->n);
+    uint64_t word = ftb__pool_subtract(pool, 0, batch->n);
     if (is_outer) {
-        worker_learn(&pool->workers[worker_ix], batch);
+        struct ftb_pool_worker *worker = &pool->workers[worker_ix];
+        worker->linger_until_ns = is_trickle(worker, batch, ftb__word_queued(word))
+                                      ? batch->start_ns + pool->linger_ns
+                                      : 0;
+        worker_learn(worker, batch);
     }
     batch->n = 0;
     batch->strand = NULL;

@@ -5,14 +5,6 @@
  * comes within this time. */
 #define QUIET_SPIN_NS 1000u
 
-/* How long a thread waits for enough space before any will do. Not in debug builds, whose
- * tests are to see a wake-up that is lost. */
-#ifdef FTB_DEBUG
-#define LOOK_AGAIN_NS (UINT64_C(3600) * 1000000000u)
-#else
-#define LOOK_AGAIN_NS UINT64_C(1000000)
-#endif
-
 /* A clock costs as much as a few looks at a ring. */
 #define LOOKS_PER_CLOCK 8u
 
@@ -100,6 +92,21 @@ worker_look(ftb_pool_t *pool, uint32_t worker_ix, uint64_t deadline_ns)
     return has_found;
 }
 
+/* A worker that is as fast as the producers would else find one or two events each time,
+ * and fetch for them the lines that the producers are writing: the cells, and the
+ * admission word twice. */
+void
+ftb_pool_linger(ftb_pool_t *pool, uint32_t worker_ix)
+{
+    struct ftb_pool_worker *worker = &pool->workers[worker_ix];
+    while (worker->stamp_ns < worker->linger_until_ns) {
+        for (uint32_t i = 0; i < LOOKS_PER_CLOCK; i++) {
+            ftb_relax();
+        }
+        worker->stamp_ns = ftb_now_ns();
+    }
+}
+
 enum ftb_result
 ftb_pool_wait_work(ftb_pool_t *pool, uint32_t worker_ix, uint64_t deadline_ns)
 {
@@ -160,36 +167,27 @@ space_spin(ftb_pool_t *pool, uint64_t until_ns)
 
 /* A take that leaves room wakes one waiter. That waiter may give up instead of posting, so
  * whoever has slept passes the wake-up on if there is room when it leaves: as long as
- * there is, somebody awake is on its way to find it. One who slept for LOOK_AGAIN_NS is
- * content with any space: what would make room may itself be waiting for this thread. */
+ * there is, somebody awake is on its way to find it. */
 enum ftb_result
 ftb_pool_wait_space(ftb_pool_t *pool, uint64_t deadline_ns)
 {
-    uint64_t now_ns = ftb_now_ns();
-    enum ftb_result slept = FTB_OK;
-    space_spin(pool, now_ns + pool->spin_ns);
+    space_spin(pool, ftb_now_ns() + pool->spin_ns);
     for (;;) {
         if (is_closed(pool)) {
             return FTB_CLOSED;
         }
-        now_ns = ftb_now_ns();
-        uint32_t wanted = slept == FTB_TIMEOUT || now_ns >= deadline_ns
-                              ? pool->queue_size - 1
-                              : pool->room_queued;
-        if (has_at_most(pool, wanted)) {
+        if (has_at_most(pool, pool->room_queued)) {
             return FTB_OK;
         }
-        if (now_ns >= deadline_ns) {
+        if (ftb_now_ns() >= deadline_ns) {
             return FTB_TIMEOUT;
         }
         uint32_t key = ftb_waitset_prepare(&pool->space);
-        if (has_at_most(pool, wanted) || is_closed(pool)) {
+        if (has_at_most(pool, pool->room_queued) || is_closed(pool)) {
             ftb_waitset_cancel(&pool->space);
             continue;
         }
-        uint64_t look_ns = now_ns + LOOK_AGAIN_NS;
-        slept = ftb_waitset_commit(
-            &pool->space, key, look_ns < deadline_ns ? look_ns : deadline_ns);
+        (void)ftb_waitset_commit(&pool->space, key, deadline_ns);
         if (has_at_most(pool, pool->room_queued)) {
             ftb_waitset_notify(&pool->space, false);
         }

@@ -118,18 +118,19 @@ bus_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
-/* _configure(codec, logs_errors, overflow, queue_size, workers, spin_ns, orders_by_key,
- * counts, timing, timing_interval): once, by __init__. */
+/* _configure(codec, logs_errors, overflow, queue_size, workers, spin_ns, linger_ns,
+ * orders_by_key, counts, timing, timing_interval): once, by __init__. */
 static PyObject *
 bus_configure(PyObject *object, PyObject *args)
 {
     BusObject *self = (BusObject *)object;
     PyObject *codec, *encode, *encode_into;
     int logs_errors, overflow, orders_by_key, counts, timing;
-    unsigned int queue_size, workers_n, spin_ns, timing_interval;
+    unsigned int queue_size, workers_n, spin_ns, linger_ns, timing_interval;
     if (!PyArg_ParseTuple(
-            args, "OpiIIIppiI:_configure", &codec, &logs_errors, &overflow, &queue_size,
-            &workers_n, &spin_ns, &orders_by_key, &counts, &timing, &timing_interval)) {
+            args, "OpiIIIIppiI:_configure", &codec, &logs_errors, &overflow,
+            &queue_size, &workers_n, &spin_ns, &linger_ns, &orders_by_key, &counts,
+            &timing, &timing_interval)) {
         return NULL;
     }
     encode = PyObject_GetAttrString(codec, "encode");
@@ -149,6 +150,7 @@ bus_configure(PyObject *object, PyObject *args)
     self->queue_size = queue_size;
     self->workers_n = workers_n;
     self->spin_ns = spin_ns;
+    self->linger_ns = linger_ns;
     self->orders_by_key = orders_by_key;
     self->core->is_uncounted = !counts;
     self->core->timing = (enum ftb_timing)timing;

@@ -24,7 +24,8 @@ typedef struct {
     ftb_atomic(ftb_pool_t *) pool; /* NULL until the first post; freed with the bus */
     uint32_t queue_size;
     uint32_t workers_n;
-    uint32_t spin_ns; /* how long an idle worker looks on before it sleeps */
+    uint32_t spin_ns;   /* how long an idle worker looks on before it sleeps */
+    uint32_t linger_ns; /* see ftb_pool_linger */
     enum bus_overflow overflow;
     int orders_by_key; /* an event without a partition is in that of its key */
     int is_forked;     /* the workers stayed in the parent process */

@@ -97,7 +97,7 @@ wait_round(struct post *post, uint64_t deadline_ns)
     }
     uint64_t slice_end = ftb_now_ns() + SLICE_NS;
     Py_BEGIN_ALLOW_THREADS
-        /* Whatever it says, the next try finds out. */
+        /* Whatever it says, the next try finds out; any space will do then. */
         enum ftb_result result = ftb_pool_wait_space(
             post->pool, slice_end < deadline_ns ? slice_end : deadline_ns);
     (void)result;

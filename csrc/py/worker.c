@@ -333,6 +333,7 @@ bus_start_pool(PyObject *self, PyObject *args)
         .queue_size = bus->queue_size,
         .strands_n = STRANDS_N,
         .spin_ns = bus->spin_ns,
+        .linger_ns = bus->linger_ns,
         .cache_of = (const uint32_t *)(const void *)cache_of,
         .node_of = (const uint32_t *)(const void *)node_of,
     };
@@ -368,9 +369,10 @@ bus_work(PyObject *self, PyObject *args)
             ftb_pool_offer(pool, worker_ix, &batch);
             run_batch(bus, worker_ix, &batch);
             ftb_pool_finish(pool, worker_ix, &batch);
-            /* A point where the collector may stop this thread: handlers written in C
-             * reach none of their own. */
-            Py_BEGIN_ALLOW_THREADS Py_END_ALLOW_THREADS
+            /* Also a point where the collector may stop this thread: handlers written
+             * in C reach none of their own. */
+            Py_BEGIN_ALLOW_THREADS ftb_pool_linger(pool, worker_ix);
+            Py_END_ALLOW_THREADS
         }
         Py_BEGIN_ALLOW_THREADS result =
             ftb_pool_wait_work(pool, worker_ix, FTB_FOREVER);

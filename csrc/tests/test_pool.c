@@ -10,11 +10,11 @@
 static void
 test_options_are_checked(void)
 {
-    const struct ftb_pool_options good = {1, 1, 1, 0, NULL, NULL};
+    const struct ftb_pool_options good = {1, 1, 1, 0, 0, NULL, NULL};
     const struct ftb_pool_options bad[] = {
-        {0, 1, 1, 0, NULL, NULL}, {FTB_POOL_MAX_WORKERS + 1, 1, 1, 0, NULL, NULL},
-        {1, 0, 1, 0, NULL, NULL}, {1, FTB_POOL_MAX_QUEUE + 1, 1, 0, NULL, NULL},
-        {1, 1, 0, 0, NULL, NULL}, {1, 1, FTB_POOL_MAX_STRANDS + 1, 0, NULL, NULL},
+        {0, 1, 1, 0, 0, NULL, NULL}, {FTB_POOL_MAX_WORKERS + 1, 1, 1, 0, 0, NULL, NULL},
+        {1, 0, 1, 0, 0, NULL, NULL}, {1, FTB_POOL_MAX_QUEUE + 1, 1, 0, 0, NULL, NULL},
+        {1, 1, 0, 0, 0, NULL, NULL}, {1, 1, FTB_POOL_MAX_STRANDS + 1, 0, 0, NULL, NULL},
     };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         CHECK(ftb_pool_new(&bad[i]) == NULL);
@@ -28,7 +28,7 @@ test_options_are_checked(void)
 static void
 test_new_survives_every_failed_allocation(void)
 {
-    const struct ftb_pool_options options = {3, 100, 16, 0, NULL, NULL};
+    const struct ftb_pool_options options = {3, 100, 16, 0, 0, NULL, NULL};
     ftb_pool_t *pool = NULL;
     long count = 0;
     while (pool == NULL) {
@@ -142,20 +142,20 @@ static void
 test_batches_fit_the_handlers(void)
 {
     ftb_pool_t *pool = pool_make(1, 4096);
-    for (uintptr_t i = 0; i < 2000; i++) {
+    for (uintptr_t i = 0; i < 800; i++) { /* within the first ring of the chain */
         CHECK(post(pool, i) == FTB_OK);
     }
     struct ftb_batch batch;
     uint32_t before = 1;
     uint32_t most = 0;
-    for (int i = 0; i < 30; i++) {
+    for (int i = 0; i < 12; i++) {
         CHECK(ftb_pool_take(pool, 0, &batch) > 0);
         CHECK(batch.n <= 2 * before && batch.n <= FTB_BATCH_MAX);
         before = batch.n;
         most = batch.n > most ? batch.n : most;
         ftb_pool_finish(pool, 0, &batch);
     }
-    CHECK(most >= 8); /* empty handlers: 32, unless the machine paused every batch */
+    CHECK(most >= 8); /* empty handlers: 64, unless the machine paused every batch */
     for (int i = 0; i < 2; i++) {
         CHECK(ftb_pool_take(pool, 0, &batch) > 0);
         busy_wait(batch.n * MS); /* 1 ms for each event */
@@ -165,7 +165,7 @@ test_batches_fit_the_handlers(void)
     ftb_pool_finish(pool, 0, &batch);
     struct ftb_pool_worker_stats stats;
     ftb_pool_worker_stats(pool, 0, &stats);
-    CHECK(stats.batches == 33 && stats.busy_ns >= 2 * MS && stats.stolen == 0);
+    CHECK(stats.batches == 15 && stats.busy_ns >= 2 * MS && stats.stolen == 0);
     ftb_pool_free(pool);
 }
 
