@@ -248,21 +248,37 @@ def sequentially(handlers: int, steps: int) -> Bind:
     return lambda thread: burst
 
 
+def by_executor(handlers: int, workers: int, steps: int) -> Bind:
+    """As fast as two threads go on this machine, less what an executor costs."""
+    functions = workers_of(handlers)
+    executor = ThreadPoolExecutor(workers)
+
+    def burst(n: int) -> None:
+        for _ in repeat(None, n):
+            futures = [executor.submit(handle, steps) for handle in functions]
+            for future in futures:
+                future.result()
+
+    return lambda thread: burst
+
+
 def call_suite() -> Suite:
     cases, comparisons = [], []
     for label, steps in (("1 ms", 25_000), ("10 ms", 250_000)):
-        loop, call, shared = (
-            f"{name}, {label}" for name in (SEQUENTIAL, CALL, "one event, shared")
-        )
+        names = (SEQUENTIAL, CALL, "one event, shared", "ThreadPoolExecutor")
+        loop, call, shared, executor = (f"{name}, {label}" for name in names)
         cases += [
             Case(loop, partial(sequentially, 4, steps), threads=(1,)),
             Case(call, partial(calling, 4, 2, steps), threads=(1,)),
             Case(shared, partial(sharing, 4, 2, steps), threads=(1,)),
+            Case(executor, partial(by_executor, 4, 2, steps), threads=(1,)),
         ]
         target = 1.9 if label == "10 ms" else None
         comparisons += [
             Comparison(call, loop, "speed", target),
             Comparison(shared, loop, "speed"),
+            Comparison(executor, loop, "speed"),
+            Comparison(call, executor, "speed"),
         ]
     note = "4 handlers that compute for about so long each, on 2 workers."
     return Suite("call", cases, comparisons, note)
