@@ -94,7 +94,7 @@ def test_order_and_conservation_with_errors_and_a_close_in_the_middle(
         outcomes.append((queued, dropped, refused))
 
     def close() -> None:
-        assert may_close.wait(WAIT)
+        assert may_close.wait(WAIT * scaled(1))  # through a queue of one, it takes time
         left.append(bus.close(drain=drain, timeout=WAIT))
 
     closer = threading.Thread(target=close)
