@@ -34,6 +34,7 @@ def start_workers(bus: EventBus) -> None:
     In this order, because events that are queued need a worker, and a system that
     cannot start a thread must get no pool.
     """
+    process = os.getpid()
     gate = threading.Event()
     threads: list[threading.Thread] = []
     cores = topology.read_cores() if bus._numa != "off" else []
@@ -62,6 +63,8 @@ def start_workers(bus: EventBus) -> None:
         else:
             bus._start_pool(*groups)
             bus._threads = threads
+            if os.getpid() != process:  # a finalizer has forked: they are the parent's
+                bus._is_forked = bus._after_fork_child()
     except BaseException:
         threads = []
         raise

@@ -69,10 +69,9 @@ def _after_fork_child() -> None:
     for bus in live_buses():
         bus._lock = threading.RLock()
         bus._closers = set()
-        bus._is_forked = bool(bus._threads)
         if bus._timers is not None:
             bus._timers.after_fork_child()
-        bus._after_fork_child()
+        bus._is_forked = bus._after_fork_child()
 
 
 # The lock is held over the fork, so that no other thread is at the table just then.

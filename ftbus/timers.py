@@ -277,7 +277,7 @@ def timers_of(bus: EventBus, doing: str) -> Timers:
     with bus._lock:
         if bus._closing or bus.closed:
             raise BusClosedError(bus, doing)
-        if any(not thread.is_alive() for thread in bus._threads):
+        if bus._is_forked:
             raise BusForkedError(bus, doing)
         if bus._timers is None:
             bus._timers = Timers(bus)

@@ -8,26 +8,36 @@ import sysconfig
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from dispatching import WAIT
 
-from ftbus import BusForkedError, EventBus
+from ftbus import BusForkedError, EventBus, dispatch
 
 
 def fork_and(function: Callable[[], None]) -> int:
     """Run the function in a fork's child; return its status. Kills what hangs."""
     child = os.fork()
     if child == 0:
-        status = 1
-        try:
-            function()
-            status = 0
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        finally:
-            os._exit(status)
+        end_with(function)
+    return status_of(child)
+
+
+def end_with(function: Callable[[], None]) -> NoReturn:
+    """Run the function, and end the process."""
+    status = 1
+    try:
+        function()
+        status = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(status)
+
+
+def status_of(child: int) -> int:
+    """Wait for a process that was forked. Kills what hangs."""
     deadline = time.monotonic() + WAIT
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
@@ -94,6 +104,75 @@ def test_child_of_a_fork(has_workers: bool) -> None:
         bus.post("key", "after")
         assert bus.drain(WAIT)
         assert seen[before:] == ["after"] * 2
+
+
+class ForksOnceItHasAPool(EventBus):
+    """Has a child while its pool is there, and the list of its threads is not."""
+
+    status: int | None = None
+
+    def _start_pool(self, *groups: Any) -> None:
+        super()._start_pool(*groups)
+        assert not self._threads
+        self.post("key", "queued before the fork")
+        self.status = fork_and(self._be_a_child)
+
+    def _be_a_child(self) -> None:
+        with pytest.raises(BusForkedError):
+            self.post_later(0, "key")
+        with pytest.raises(BusForkedError):
+            self.post("key")
+        assert self.close() == 0  # the parent handles it
+
+
+@pytest.mark.thread_unsafe(reason="forks")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.skipif(TSAN, reason="ThreadSanitizer ends such children")
+def test_fork_between_the_pool_and_the_list_of_its_threads() -> None:
+    seen: list[object] = []
+    with ForksOnceItHasAPool(workers=1) as bus:
+        bus.on("key", seen.append)
+        bus.post("key", "after the fork")
+        assert bus.status == 0
+        assert bus.drain(WAIT)
+    assert seen == ["queued before the fork", "after the fork"]
+
+
+@pytest.mark.thread_unsafe(reason="forks")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.skipif(TSAN, reason="ThreadSanitizer ends such children")
+def test_fork_by_the_thread_that_starts_the_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a finalizer may that runs there; both processes then finish the start."""
+    start, children = dispatch._start_with_stack, []
+
+    def start_and_fork(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name.endswith("-worker-1"):
+            children.append(os.fork())
+
+    def be_a_child() -> None:
+        assert isinstance(error, BusForkedError)
+        with pytest.raises(BusForkedError):
+            bus.call("key")
+        assert bus.drain(WAIT)
+        assert bus.close() == 0
+
+    monkeypatch.setattr(dispatch, "_start_with_stack", start_and_fork)
+    with EventBus(workers=2) as bus:
+        bus.on("key", lambda event: None)
+        error: BaseException | None = None
+        try:
+            bus.post("key")
+        except BaseException as raised:
+            error = raised
+        if children == [0]:
+            end_with(be_a_child)
+        assert status_of(children[0]) == 0
+        assert error is None
+        assert bus.drain(WAIT)
+        assert bus.stats().handled == 1
 
 
 @pytest.mark.thread_unsafe(reason="forks")

@@ -330,6 +330,8 @@ ftb_pin_object(PyObject *module, PyObject *object)
     return Py_NewRef(object);
 }
 
+/* Whether the workers stayed in the parent: they are this bus's once it has a pool,
+ * before and after the list of their threads is there to look at. */
 static PyObject *
 bus_after_fork_child(PyObject *self, PyObject *unused)
 {
@@ -341,7 +343,7 @@ bus_after_fork_child(PyObject *self, PyObject *unused)
         ftb_pool_after_fork_child(pool);
         bus->is_forked = 1;
     }
-    Py_RETURN_NONE;
+    return PyBool_FromLong(bus->is_forked);
 }
 
 static PyObject *
