@@ -4,6 +4,7 @@ import base64
 import itertools
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -30,6 +31,8 @@ class Browser:
         self._in, events = os.pipe()
         # Chromium reads its commands from descriptor 3 and writes its events to 4.
         script = f'exec "$@" 3<&{commands} 4>&{events}'
+        # It hangs at its start with the run-time library of a sanitizer inside.
+        plain = {name: os.environ[name] for name in os.environ if name != "LD_PRELOAD"}
         self._process = subprocess.Popen(
             [
                 *("bash", "-c", script, "browser", path),
@@ -42,6 +45,7 @@ class Browser:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             pass_fds=[commands, events],
+            env=plain,
         )
         os.close(commands)
         os.close(events)
@@ -49,6 +53,13 @@ class Browser:
         self._numbers = itertools.count(1)
         self._session: str | None = None
         self.events: list[dict[str, Any]] = []
+        try:
+            self._open_page()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_page(self) -> None:
         target = self.do("Target.createTarget", url="about:blank")["targetId"]
         session = self.do("Target.attachToTarget", targetId=target, flatten=True)
         self._session = session["sessionId"]
@@ -73,6 +84,8 @@ class Browser:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._unread:
+            if not select.select([self._in], [], [], LIMIT_S)[0]:
+                raise RuntimeError("the browser does not answer")
             chunk = os.read(self._in, 1 << 16)
             if not chunk:
                 raise RuntimeError("the browser has ended")
