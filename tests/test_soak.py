@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -144,3 +145,39 @@ def test_rule_for_references() -> None:
     ]
     opened = noted((100, 50, 5), (100, 50, 6), (100, 50, 6))
     assert refleak.leaks(opened) == ["file descriptors [1, 0]"]
+
+
+PRINTS = """
+import logging, sys
+
+kept = []
+
+def test_that_prints():
+    print("text")
+    logging.getLogger("name").error("text")
+
+def test_that_leaks():
+    kept.append(object())
+"""
+HUNT = """
+import sys
+import pytest, refleak
+if not hasattr(sys, "gettotalrefcount"):  # then let the blocks tell
+    sys.gettotalrefcount = sys.getallocatedblocks
+hunter = refleak.Hunter(3, 3)
+pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "test_prints.py"],
+            plugins=[hunter])
+print(*(name.partition("::")[2] for name in hunter.found))
+"""
+
+
+@pytest.mark.thread_unsafe(reason="starts a process")
+def test_what_a_test_prints_is_no_leak_of_it(python: Any, tmp_path: Path) -> None:
+    """Its pytest item keeps it, and would keep that of each run."""
+    refleak = pytest.importorskip("refleak", reason="no tools here")
+    (tmp_path / "test_prints.py").write_text(PRINTS)
+    hunt = f"import os, sys\nos.chdir({str(tmp_path)!r})\n"
+    hunt += f"sys.path.insert(0, {str(Path(refleak.__file__).parent)!r})\n{HUNT}"
+    done = python(hunt)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "test_that_leaks", done.stdout

@@ -104,6 +104,7 @@ class Hunter:
         for ix in range(self.runs + 1):
             if ix > 0:
                 runtestprotocol(item, log=False, nextitem=nextitem)
+            item._report_sections.clear()  # pytest keeps what each run has printed
             note_counts(noted, 3 * ix)
         found = leaks(noted)
         if found:
