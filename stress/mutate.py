@@ -66,6 +66,13 @@ PY_MUTANTS = (
         ("stress",),
     ),
     Mutant(
+        "py-map-drops-inside-a-drop",
+        "py/striped_map_drop.c",
+        "is_dropping_local = true;",
+        "is_dropping_local = false;",
+        ("stress",),
+    ),
+    Mutant(
         "py-failure-counted-twice",
         "py/special.c",
         "delivery->failed_n++;",

@@ -1,9 +1,9 @@
 """Faults: hostile keys, and finalizers and callbacks that use what is being changed.
 
 Hunts for user code that runs under a lock of the core, for a map that a failing key
-leaves half changed, and for an object that a callback brings back while it is freed.
-Mutants: none, as what these need breaks where Python objects are released, and the
-mutants of the core are caught by the tests of what it does there.
+leaves half changed, for an object that a callback brings back while it is freed, and
+for finalizers that run on top of each other.
+Mutants: py-map-drops-inside-a-drop.
 """
 
 import gc
@@ -257,6 +257,39 @@ def test_finalizers_of_values_use_the_map_they_are_in() -> None:
     eventually(lambda: len(died) == scaled(4000))
     assert sorted(died) == list(range(scaled(4000)))
     assert keys._is_valid()
+
+
+def test_finalizers_of_values_that_waited_for_a_reader_do_not_nest() -> None:
+    """Thousands wait when a reader has lost its core in the middle of a look-up."""
+    keys: StripedMap[Any, Any] = StripedMap(read=1)
+    values_n = scaled(20_000)
+    stop = threading.Event()
+    depths: list[int] = []
+    depth = [0]
+
+    class Value:
+        def __del__(self) -> None:
+            depth[0] += 1
+            keys.pop("new", None)
+            keys.setdefault("new", 1)  # drops what waits
+            depths.append(depth[0])
+            depth[0] -= 1
+
+    def work(index: int) -> None:
+        if index == 0:  # alone makes and drops them: the depth is this thread's
+            try:
+                for _ in range(values_n):
+                    keys["written"] = Value()
+                keys.pop("written")
+            finally:
+                stop.set()
+        while not stop.is_set():
+            for _ in range(1000):
+                keys["read"]
+
+    run_threads(6, work)
+    eventually(lambda: len(keys) > 0 and len(depths) == values_n)
+    assert max(depths) == 1
 
 
 def test_buffers_that_die_in_every_thread_go_back_to_their_pool() -> None:

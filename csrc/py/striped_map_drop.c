@@ -51,6 +51,12 @@ static pthread_once_t hooks_once = PTHREAD_ONCE_INIT;
 static pthread_key_t exit_hook;
 static bool has_exit_hook = false; /* written once, under hooks_once */
 
+/* This thread is dropping batches of the list. A finalizer that it runs there, and that
+ * uses a map, must leave the next batch to it: as many could lie on top of each other on
+ * the stack as the list is long, and that is as long as what was unlinked while a reader
+ * lost its core. */
+static FTB_TLS bool is_dropping_local = false;
+
 /* Batches whose sections are noted, the oldest first. A leaf lock. */
 static pthread_mutex_t waiting_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct batch *waiting_first = NULL;
@@ -182,13 +188,15 @@ map_drop_waiting(void)
 {
     struct batch *batch = NULL;
     while (ftb_load_relaxed(&waiting_n) > 0 /* relaxed: what is missed has time */
-           && pthread_mutex_trylock(&waiting_lock) == 0) {
+           && !is_dropping_local && pthread_mutex_trylock(&waiting_lock) == 0) {
         batch = waiting_take_locked();
         pthread_mutex_unlock(&waiting_lock);
         if (batch == NULL) {
             break;
         }
+        is_dropping_local = true;
         batch_drop(batch); /* unlocked: finalizers may run */
+        is_dropping_local = false;
         ftb_free(batch->blockers);
         ftb_free(batch);
     }
