@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import os
 import random
-import sysconfig
 
 from ftbus import BusStats, EventBus
 from ftbus.testing import eventually
 
 WAIT = 300  # seconds; only a hang takes that long
-# A sanitizer's own memory grows with what it watches.
-IS_INSTRUMENTED = "-fsanitize" in str(sysconfig.get_config_var("PY_CFLAGS")) or (
-    "asan" in os.environ.get("LD_PRELOAD", "")
-)
 SCALE = float(os.environ.get("FTB_SCALE", "1"))
 
 

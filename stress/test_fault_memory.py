@@ -12,8 +12,9 @@ import sysconfig
 from typing import Any
 
 import pytest
+from builds import IS_INSTRUMENTED
 from nomemory import CALLS, LEFT_OUT, Call
-from stressing import IS_INSTRUMENTED, WAIT
+from stressing import WAIT
 
 import ftbus
 from ftbus import ArenaLimitError, Buffer, BufferPool, EventBus

@@ -8,13 +8,12 @@ around the C core, and the fork handlers of the core have mutants that its own t
 catch (reclaim-fork-unlocked, reclaim-fork-keeps-slots).
 """
 
-import sysconfig
 from typing import Any
 
 import pytest
+from builds import TSAN
+from exits import EXITS
 from stressing import scaled
-
-TSAN = "-fsanitize=thread" in str(sysconfig.get_config_var("PY_CFLAGS"))
 
 pytestmark = [
     pytest.mark.thread_unsafe(reason="starts processes"),
@@ -122,78 +121,6 @@ if __name__ == "__main__":
 
 # Interpreter exit, again and again: the moment at which it hits differs.
 
-EXITS = {
-    "pending queue": """
-bus.on("key", lambda event: None)
-bus.post_many("key", range(20_000))
-""",
-    "sleeping handler": """
-entered = threading.Event()
-bus.on("key", lambda event: (entered.set(), time.sleep(600)))
-bus.post("key")
-entered.wait(30)
-bus.post_many("key", range(100))
-""",
-    "emit in atexit": """
-import atexit
-@atexit.register
-def last():
-    with contextlib.suppress(ftbus.BusClosedError):
-        bus.emit("key")
-        bus.post("key")
-bus.on("key", lambda event: None)
-bus.post("key")
-""",
-    "emit in a finalizer": """
-class Late:
-    def __del__(self, closed=ftbus.BusClosedError):
-        try:
-            self.bus.emit("key")
-            self.bus.post("key")
-        except closed:
-            pass
-late = Late()
-late.bus = bus
-bus.on("key", lambda event: None)
-bus.post("key")
-""",
-    "bus in a global": """
-bus.on("key", lambda event: bus.stats())
-bus.post_many("key", range(100))
-""",
-    "bus in a cycle": """
-class Owner:
-    def handle(self, event): pass
-owner = Owner()
-owner.bus, owner.topic = bus, bus.topic("key")
-owner.subscription = bus.subscribe("key", owner.handle)
-bus.post_many("key", range(100))
-del owner, bus
-""",
-    "daemon threads at work": """
-bus.on("key", lambda event: None)
-bus.on("encoded", lambda event: None, encoded=True)
-def endless():
-    with contextlib.suppress(ftbus.BusClosedError):
-        while True:
-            bus.emit("key")
-            bus.emit("encoded", 1)
-            bus.post("key", partition=1)
-            bus.subscribe("other", lambda event: None).cancel()
-for _ in range(3):
-    threading.Thread(target=endless, daemon=True).start()
-""",
-    "timers, batches and an executor": """
-bus.every(0.001, "key")
-bus.on("key", lambda events: None, batch=(5, 0.01))
-bus.on("key", lambda event: None, latest=True)
-executor = bus.executor()
-futures = [executor.submit(time.sleep, 0.001) for _ in range(20)]
-bus.post_later(600, "key")
-""",
-}
-
-
 # One process tries an exit several times over, in children of its own, as a start of
 # an interpreter with ftbus takes longer than the exit.
 REPEATED = """
@@ -210,10 +137,7 @@ for n in range($times):
 def test_exit_is_quiet_and_ends_whatever_is_under_way(
     python: Any, program: str
 ) -> None:
-    whole = "import contextlib, sys, threading, time, ftbus\n"
-    whole += "bus = ftbus.EventBus(workers=2)\n" + program
-    repeated = REPEATED.replace("$program", repr(whole))
-    # Every sleep is longer than the limit: nobody waited for it.
+    repeated = REPEATED.replace("$program", repr(program))
     done = python(repeated.replace("$times", str(scaled(4))), within=500)
     assert (done.returncode, done.stderr) == (0, "")
 

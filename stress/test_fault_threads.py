@@ -12,7 +12,8 @@ import threading
 from typing import Any
 
 import pytest
-from stressing import IS_INSTRUMENTED, WAIT, assert_conserved, scaled
+from builds import IS_INSTRUMENTED
+from stressing import WAIT, assert_conserved, scaled
 
 from ftbus import EventBus
 

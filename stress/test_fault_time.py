@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stressing import IS_INSTRUMENTED
+from builds import IS_INSTRUMENTED
 
 pytestmark = pytest.mark.thread_unsafe(reason="starts a process")
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import queue
 import subprocess
-import sysconfig
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from builds import TSAN
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -38,7 +38,6 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 HEADER_BYTES = 64
 SIZES = st.sampled_from([0, 1, 7, 64, 65, 200, 1000, 5000, 40_000, 300_000])
 SCALE = float(os.environ.get("FTB_SCALE", "1"))
-TSAN = "-fsanitize=thread" in str(sysconfig.get_config_var("PY_CFLAGS"))
 EXAMPLES = max(1, int((3 if TSAN else 30) * SCALE))  # there all is some 20 times slower
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
-import sysconfig
 from pathlib import Path
 
 import pytest
+from builds import TSAN
 from processes import GIL_OFF, IS_GIL_AT_STAKE, output_of
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "netcode"
 # Where the interpreter itself is instrumented, the same takes fifty times as long.
-IS_SLOW = "-fsanitize=thread" in (sysconfig.get_config_var("PY_CFLAGS") or "")
-STREAMS = "100" if IS_SLOW else "3000"
+STREAMS = "100" if TSAN else "3000"
 
 pytestmark = pytest.mark.thread_unsafe(reason="starts a process")
 

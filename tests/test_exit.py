@@ -3,105 +3,13 @@
 from typing import Any
 
 import pytest
-
-EXITS = {
-    "pending queue": """
-bus.on("key", lambda event: None)
-bus.post_many("key", range(50_000))
-""",
-    "sleeping handler": """
-entered = threading.Event()
-bus.on("key", lambda event: (entered.set(), time.sleep(60)))
-bus.post("key")
-entered.wait(30)
-bus.post_many("key", range(100))
-""",
-    "two buses with sleeping handlers": """
-buses = [ftbus.EventBus(workers=1) for _ in range(4)]
-entered = threading.Semaphore(0)
-for each in buses:
-    each.on("key", lambda event: (entered.release(), time.sleep(60)))
-    each.post("key")
-for each in buses:
-    entered.acquire(timeout=30)
-""",
-    "bus in a global": """
-bus.on("key", lambda event: bus)
-bus.post("key")
-""",
-    "bus in a cycle": """
-class Owner:
-    def handle(self, event): pass
-owner = Owner()
-owner.bus, owner.topic = bus, bus.topic("key")
-owner.subscription = bus.subscribe("key", owner.handle)
-bus.post("key")
-del owner, bus
-""",
-    "emit in atexit": """
-import atexit
-@atexit.register
-def last():
-    try:
-        bus.emit("key")
-    except ftbus.BusClosedError:
-        pass
-bus.on("key", lambda event: None)
-bus.post("key")
-""",
-    "emit in a finalizer": """
-class Late:
-    def __del__(self, closed=ftbus.BusClosedError):
-        try:
-            self.bus.emit("key")
-            self.bus.post("key")
-        except closed:
-            pass
-late = Late()
-late.bus = bus
-bus.on("key", lambda event: None)
-bus.post("key")
-""",
-    "pinned bus": """
-bus.pin()
-topic = bus.topic("key")
-topic.on(lambda event: topic)
-topic.post()
-""",
-    "emitting daemon threads": """
-topic = bus.topic("key")
-topic.on(lambda event: None)
-def endless():
-    try:
-        while True:
-            topic.emit()
-            bus.post("key")
-    except ftbus.BusClosedError:
-        pass
-for _ in range(2):
-    threading.Thread(target=endless, daemon=True).start()
-bus.post("key")
-""",
-    "call under way": """
-bus.on("key", lambda event: time.sleep(60))
-future = bus.call("key")
-""",
-    "system exit in the main thread": """
-bus.on("key", lambda event: None)
-bus.post("key")
-sys.exit(0)
-""",
-}
+from exits import EXITS
 
 
 @pytest.mark.thread_unsafe(reason="starts a process")
 @pytest.mark.parametrize("program", EXITS.values(), ids=EXITS.keys())
 def test_interpreter_exits_quietly_and_soon(python: Any, program: str) -> None:
-    prologue = """
-import sys, threading, time, ftbus
-bus = ftbus.EventBus(workers=2)
-"""
-    done = python(prologue + program, within=20)  # the handlers sleep for 60 s
+    done = python(program, within=20)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
 
 

@@ -4,13 +4,13 @@ import contextlib
 import os
 import signal
 import sys
-import sysconfig
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import pytest
+from builds import TSAN
 from dispatching import WAIT
 
 from ftbus import BusForkedError, EventBus, dispatch
@@ -48,9 +48,6 @@ def status_of(child: int) -> int:
             os.waitpid(child, 0)
             raise AssertionError("the child hangs")
         threading.Event().wait(0.002)
-
-
-TSAN = "-fsanitize=thread" in str(sysconfig.get_config_var("PY_CFLAGS"))
 
 
 @pytest.mark.thread_unsafe(reason="forks")

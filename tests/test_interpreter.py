@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from builds import TSAN
 
 pytestmark = [
     pytest.mark.thread_unsafe(reason="what it tests runs in other processes"),
@@ -24,7 +25,7 @@ pytestmark = [
 
 TOOL = Path(__file__).parent.parent / "tools" / "interpreter.py"
 LIMIT_SECONDS = 60
-if "-fsanitize=thread" in str(sysconfig.get_config_var("PY_CFLAGS")):
+if TSAN:
     KIND = "tsan"
 elif hasattr(sys, "gettotalrefcount"):
     KIND = "debug"

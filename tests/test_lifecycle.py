@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from builds import IS_INSTRUMENTED
 from dispatching import WAIT, Owner
 
 from ftbus import EventBus, _core, lifecycle
@@ -220,7 +221,8 @@ def test_thread_churn_does_not_grow() -> None:
 
         churn(100)
         before = churn(100)
-        assert churn(500) - before < 4 << 20
+        grown = churn(500) - before
+        assert IS_INSTRUMENTED or grown < 4 << 20
 
 
 def test_many_buses_come_and_go() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from processes import environment
 
 ROOT = Path(__file__).parent.parent
 SOAK = ROOT / "stress" / "soak.py"
@@ -109,7 +110,10 @@ def test_interrupted_soak_reports_what_it_saw(tmp_path: Path) -> None:
     out = tmp_path / "soak.json"
     command = [sys.executable, str(SOAK), "--minutes", "9", "--rate", "2000"]
     with subprocess.Popen(
-        [*command, "--out", str(out)], stdout=subprocess.PIPE, text=True
+        [*command, "--out", str(out)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
     ) as soak:
         assert soak.stdout is not None
         lines = []

@@ -7,18 +7,17 @@ makes ten million operations.
 import itertools
 import os
 import random
-import sysconfig
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from builds import TSAN
 
 from ftbus import StripedMap
 from ftbus.testing import run_threads
 
 THREADS = 8
-TSAN = "-fsanitize=thread" in str(sysconfig.get_config_var("PY_CFLAGS"))
 SCALE = float(os.environ.get("FTB_SCALE", "1"))
 
 
