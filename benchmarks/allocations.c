@@ -19,26 +19,39 @@ static PyMemAllocatorEx inner[DOMAINS_N];
 /* Written by all threads; relaxed, as it is read after they have stopped. */
 static atomic_ullong calls;
 
+/* How deep this thread is in allocators. With a GIL the object allocator passes what is
+ * larger than 512 bytes on to the raw one: that is one allocation. */
+static _Thread_local int depth;
+
 static void
-count(void)
+enter(void)
 {
-    atomic_fetch_add_explicit(&calls, 1, memory_order_relaxed);
+    if (depth++ == 0) {
+        atomic_fetch_add_explicit(&calls, 1, memory_order_relaxed);
+    }
+}
+
+static void *
+leave(void *block)
+{
+    depth--;
+    return block;
 }
 
 static void *
 counted_malloc(void *context, size_t size)
 {
     PyMemAllocatorEx *next = context;
-    count();
-    return next->malloc(next->ctx, size);
+    enter();
+    return leave(next->malloc(next->ctx, size));
 }
 
 static void *
 counted_calloc(void *context, size_t n, size_t size)
 {
     PyMemAllocatorEx *next = context;
-    count();
-    return next->calloc(next->ctx, n, size);
+    enter();
+    return leave(next->calloc(next->ctx, n, size));
 }
 
 /* A block that moves is a new one; from here the two look alike, so both count. */
@@ -46,8 +59,8 @@ static void *
 counted_realloc(void *context, void *block, size_t size)
 {
     PyMemAllocatorEx *next = context;
-    count();
-    return next->realloc(next->ctx, block, size);
+    enter();
+    return leave(next->realloc(next->ctx, block, size));
 }
 
 static void
