@@ -26,6 +26,7 @@ __all__ = ["Timer"]
 _CANCELLED_MAX = 64
 
 _JOIN_S = 1.0
+_RETRY_S = 0.01  # after the thread had no memory to go on
 
 
 class Clock(Protocol):
@@ -202,16 +203,19 @@ class Timers:
         self._thread = thread
 
     def _run(self) -> None:
+        due: Callable[[], object] | None = None
         while True:
-            due = self._next_due()
-            if due is None:
-                return
             try:
+                due = self._next_due()
+                if due is None:
+                    return
                 due()
             except BaseException as error:
                 with suppress(BaseException):
-                    self._bus._report_failure(error, None, due)
-            del due
+                    self._bus._report_failure(error, None, due or self)
+                if due is None:  # no memory to wait with; the timers are still there
+                    time.sleep(_RETRY_S)
+            due = None
 
     def _next_due(self) -> Callable[[], object] | None:
         """Wait for a timer and return its action; None when the timers are stopped."""
@@ -226,12 +230,20 @@ class Timers:
                 elif self._heap[0][0] > now:
                     self.clock.wait(self._changed, self._heap[0][0] - now)
                 else:
-                    _, _, timer = heapq.heappop(self._heap)
+                    entry = heapq.heappop(self._heap)
+                    timer = entry[2]
                     action = timer._action
-                    if timer._advance(now):
-                        self._push(timer)
-                    else:
-                        timer._action = None
+                    ticks, missed = timer._ticks, timer.missed
+                    try:
+                        if timer._advance(now):
+                            self._push(timer)
+                        else:
+                            timer._action = None
+                    except BaseException:  # no memory: it is due all the same
+                        timer._ticks, timer.missed = ticks, missed
+                        timer._when = entry[0]
+                        heapq.heappush(self._heap, entry)
+                        raise
                     return action
             return None
 

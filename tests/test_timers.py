@@ -367,3 +367,66 @@ bus.emit("latest", "newest")
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(done.stdout.splitlines()) == ["[0, 1, 2]", "newest"]
+
+
+class ClockWithoutMemory(Clock):
+    """Fails in one look at the time, and in one wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fails = [False, False]
+
+    def now(self) -> float:
+        if threading.current_thread().name.endswith("-timers") and self.fails[0]:
+            self.fails[0] = False
+            raise MemoryError("now")
+        return super().now()
+
+    def wait(self, changed: threading.Condition, seconds: float | None) -> None:
+        if self.fails[1]:
+            self.fails[1] = False
+            raise MemoryError("wait")
+        super().wait(changed, seconds)
+
+
+def test_timers_survive_that_their_thread_has_no_memory() -> None:
+    told: list[object] = []
+    with EventBus(workers=1, on_error=lambda *args: told.append(args[:2])) as bus:
+        clock = ClockWithoutMemory()
+        bus._timers = Timers(bus, clock)
+        seen: list[Any] = []
+        bus.on("key", seen.append)
+        bus.every(1.0, "key", "tick")
+        for n, at in enumerate([0, 1] * 2):
+            eventually(lambda: clock.waits > 0)
+            clock.fails[at] = True
+            clock.turn(1.0)
+            eventually(lambda n=n: len(told) == n + 1)
+            assert bus.drain(WAIT)
+            assert seen == ["tick"] * (n + 1)
+        assert [repr(error) for error, _ in told] == [
+            "MemoryError('now')",
+            "MemoryError('wait')",
+        ] * 2
+
+
+def test_timer_that_cannot_go_on_for_lack_of_memory_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[object] = []
+    with clocked_bus(on_error=lambda *args: told.append(args[0])) as (bus, clock, seen):
+        push, fails = Timers._push, [True]
+
+        def push_or_fail(timers: Timers, timer: Timer) -> None:
+            if fails and timer._ticks == 2:  # not when it is set
+                fails.clear()
+                raise MemoryError("push")
+            push(timers, timer)
+
+        monkeypatch.setattr(Timers, "_push", push_or_fail)
+        bus.every(1.0, "key", "tick")
+        for n in range(3):
+            clock.turn(1.0)
+            assert bus.drain(WAIT)
+            assert seen == ["tick"] * (n + 1)
+        assert [repr(error) for error in told] == ["MemoryError('push')"]
