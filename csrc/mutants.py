@@ -11,7 +11,7 @@ mutants_orders.py.
     python3 mutants.py --orders        look for orders without a mutant, run nothing
     python3 mutants.py --table         print MUTANTS.md
 
-To add a mutant, add it to mutants_queue.py, _readers.py, _topics.py or _arena.py;
+To add a mutant, add it to the mutants_*.py that its file's others are in;
 models/weaker.h has the orders that the code itself does not use.
 """
 

@@ -1,4 +1,4 @@
-"""The mutants of the queue: ring, strand, sleeping and waking, the pool.
+"""The mutants of the queue: chain, fan, ring, sleeping and waking, the pool.
 
 See mutants.py.
 """
@@ -6,21 +6,19 @@ See mutants.py.
 from __future__ import annotations
 
 from mutants_base import Mutant
+from mutants_offer import OFFERS
+from mutants_strand import STRANDS
 
 EVENTCOUNT_MODEL = "models/eventcount.cpp"
 RING = "core/ftb_ring.h"
-STRAND = "core/ftb_strand.h"
 PARK = "core/ftb_park.h"
 IDLE = "core/ftb_idle.h"
 CHAIN = "core/ftb_chain.h"
 FAN = "core/ftb_fan.h"
-OFFER = "core/ftb_offer.h"
 POOL_FAN = "core/ftb_pool_fan.c"
-POOL_OFFER = "core/ftb_pool_offer.c"
 POST = "core/ftb_pool_post.c"
 TAKE = "core/ftb_pool_take.c"
 WAIT = "core/ftb_pool_wait.c"
-WATCH_MODEL = "models/watch.cpp"
 
 QUEUE: tuple[Mutant, ...] = (
     # The chain: a ring is closed before the next one is used.
@@ -95,135 +93,7 @@ QUEUE: tuple[Mutant, ...] = (
         "",
         ("test_pool_fan",),
     ),
-    # The offer: what is left of an open batch.
-    Mutant(
-        "offer-open",
-        OFFER,
-        "ftb_store_seq_cst(&offer->word",
-        "ftb_store_relaxed(&offer->word",
-        ("model offer", "test_pool_offer thread"),
-    ),
-    Mutant(
-        "offer-open-release",
-        OFFER,
-        "ftb_store_seq_cst(&offer->word",
-        "ftb_store_release(&offer->word",
-        ("model watch",),
-    ),
-    Mutant(
-        "offer-look",
-        OFFER,
-        "ftb_load_seq_cst(&offer->word",
-        "ftb_load_acquire(&offer->word",
-        ("model watch",),
-    ),
-    Mutant(
-        "offer-copied",
-        OFFER,
-        "ftb_sub_release(&offer->word",
-        "ftb_sub_relaxed(&offer->word",
-        ("model offer",),
-    ),
-    Mutant(
-        "offer-close",
-        OFFER,
-        "ftb_load_acquire(&offer->word",
-        "ftb_load_relaxed(&offer->word",
-        ("model offer",),
-    ),
-    Mutant(
-        "offer-closed-too-soon",
-        OFFER,
-        "(word & FTB_OFFER_COPIERS) == 0;",
-        "word != 0;",
-        ("model offer",),
-    ),
-    Mutant(
-        "offer-opening-unnumbered",
-        OFFER,
-        "& ~(FTB_OFFER_OPENING_ONE - 1)) + FTB_OFFER_OPENING_ONE;",
-        "& ~(FTB_OFFER_OPENING_ONE - 1));",
-        ("model offer",),
-    ),
-    Mutant(
-        "offer-stolen-uncounted",
-        OFFER,
-        "FTB_OFFER_NEXT_ONE + FTB_OFFER_STOLEN_ONE;",
-        "FTB_OFFER_NEXT_ONE;",
-        ("model offer", "test_pool_offer"),
-    ),
-    # Who watches the open batches; as ftb_pool_offer.c has it, in the model.
-    Mutant(
-        "watch-offered",
-        WATCH_MODEL,
-        "if (ftb_load_seq_cst(&watchers_n) == 0) { /* O2",
-        "if (ftb_load_acquire(&watchers_n) == 0) { /* O2",
-        ("model watch",),
-    ),
-    Mutant(
-        "watch-asleep",
-        WATCH_MODEL,
-        "is_open && ftb_load_seq_cst(&watchers_n)",
-        "is_open && ftb_load_acquire(&watchers_n)",
-        ("model watch",),
-    ),
-    Mutant(
-        "watch-given-up",
-        WATCH_MODEL,
-        "ftb_sub_seq_cst(&watchers_n, 1); /* V2 */",
-        "ftb_sub_acq_rel(&watchers_n, 1); /* V2 */",
-        ("model watch",),
-    ),
-    Mutant(
-        "watch-ended",
-        WATCH_MODEL,
-        "ftb_sub_seq_cst(&watchers_n, 1); /* V2 */",
-        "ftb_sub_acq_rel(&watchers_n, 1); /* V2 */",
-        ("model watch",),
-        nth=2,
-    ),
-    Mutant(
-        "watch-not-handed-on",
-        WATCH_MODEL,
-        "if (ftb_idle_has_any(&idle)",
-        "if (false && ftb_idle_has_any(&idle)",
-        ("model watch",),
-    ),
-    Mutant(
-        "watch-nobody-woken",
-        WATCH_MODEL,
-        "            wake();\n        }\n        while",
-        "        }\n        while",
-        ("model watch",),
-    ),
-    Mutant(
-        "pool-offer-wakes-nobody",
-        POOL_OFFER,
-        "if (FTB_UNLIKELY(!has_watcher(pool))) {",
-        "if (pool == NULL) {",
-        ("test_pool_offer",),
-    ),
-    Mutant(
-        "pool-sleeps-beside-an-offer",
-        POOL_OFFER,
-        "if (!*watches && look.is_open && !has_watcher(pool)) {",
-        "if (pool == NULL) {",
-        ("test_pool_offer",),
-    ),
-    Mutant(
-        "pool-offer-wakes-for-each",
-        POOL_OFFER,
-        "&& look.openings == before.openings) {",
-        "|| look.openings != before.openings) {",
-        ("test_pool_offer",),
-    ),
-    Mutant(
-        "pool-finishes-what-was-taken",
-        POOL_OFFER,
-        "    batch->n -= stolen_n;\n",
-        "",
-        ("test_pool_offer",),
-    ),
+    *OFFERS,
     # The ring: a cell goes from producer to consumer and back.
     Mutant(
         "ring-free-load",
@@ -283,71 +153,7 @@ QUEUE: tuple[Mutant, ...] = (
         "if (turn > ftb_ring_turn_at(ring, first + free_n)) {",
         ("model ring", "test_ring"),
     ),
-    # The strand: links, the announcement, the hand-over of the ownership.
-    Mutant(
-        "strand-link-store",
-        STRAND,
-        "ftb_store_release(",
-        "ftb_store_relaxed(",
-        ("model strand",),
-    ),
-    Mutant(
-        "strand-link-load",
-        STRAND,
-        "ftb_load_acquire(",
-        "ftb_load_relaxed(",
-        ("model strand", "test_strand thread"),
-    ),
-    Mutant(
-        "strand-tail-acquire",
-        STRAND,
-        "ftb_exchange_acq_rel(",
-        "ftb_exchange_release(",
-        ("model strand",),
-    ),
-    Mutant(
-        "strand-tail-release",
-        STRAND,
-        "ftb_exchange_acq_rel(",
-        "ftb_exchange_acquire(",
-        ("model strand",),
-    ),
-    Mutant(
-        "strand-announce",
-        STRAND,
-        "ftb_exchange_release(",
-        "ftb_exchange_relaxed(",
-        ("model strand",),
-    ),
-    Mutant(
-        "strand-begin",
-        STRAND,
-        "ftb_exchange_acquire(",
-        "ftb_exchange_relaxed(",
-        ("model strand", "test_strand thread"),
-    ),
-    Mutant(
-        "strand-look-again",
-        STRAND,
-        "ftb_exchange_acquire(",
-        "ftb_exchange_relaxed(",
-        ("model strand",),
-        nth=2,
-    ),
-    Mutant(
-        "strand-let-go",
-        STRAND,
-        "ftb_cas_release(",
-        "ftb_cas_relaxed(",
-        ("model strand", "test_strand thread"),
-    ),
-    Mutant(
-        "strand-let-go-blindly",
-        STRAND,
-        "if (ftb_cas_release(&strand->state, &state, FTB_STRAND_IDLE)) {",
-        "if (ftb_exchange_acq_rel(&strand->state, FTB_STRAND_IDLE) < 9 + state) {",
-        ("model strand",),
-    ),
+    *STRANDS,
     # The parker and the waitset.
     Mutant(
         "parker-unpark-order",
