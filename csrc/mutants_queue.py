@@ -222,6 +222,13 @@ QUEUE: tuple[Mutant, ...] = (
         "(void)0",
         ("model eventcount", "test_park"),
     ),
+    Mutant(
+        "relative-wait-believed",
+        "core/ftb_park.c",
+        "    return ftb_now_ns() >= deadline_ns;\n",
+        "    return true;\n",
+        ("test_park_relative",),
+    ),
     # As the pool's admission word: changed before notify, looked at after prepare.
     Mutant(
         "eventcount-change",

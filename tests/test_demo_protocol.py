@@ -1,5 +1,6 @@
 """The demo's pure parts: the wire format, the windows, the world, the histogram."""
 
+import os
 import random
 import struct
 
@@ -391,3 +392,19 @@ def test_percentiles_are_those_of_what_was_counted() -> None:
     assert board.percentile_us(latencies, 0.50) == pytest.approx(50, rel=0.04)
     assert board.percentile_us(latencies, 0.99) == pytest.approx(99, rel=0.04)
     assert board.percentile_us((0,) * board.BUCKETS, 0.5) == 0.0
+
+
+@pytest.mark.thread_unsafe(reason="it patches os")
+@pytest.mark.parametrize("has_memfd", [True, False])
+def test_players_see_what_is_on_the_board(
+    has_memfd: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_memfd:  # as on macOS
+        monkeypatch.delattr("os.memfd_create")
+    made = board.Board.create(players=2, port=3, token=4, window=5)
+    opened = board.Board(os.dup(made.fd))
+    made.slot(1)[board.SENT] = 7
+    assert opened.words[board.PORT] == 3
+    assert opened.totals().sent == 7
+    opened.close()
+    made.close()

@@ -129,6 +129,22 @@ def test_peer_user_is_what_the_kernel_says() -> None:
         assert sockets.peer_user(one) == os.geteuid()
 
 
+def test_peer_user_is_asked_for_in_macos_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    class Connection:
+        def getsockopt(self, level: int, option: int, size: int) -> bytes:
+            asked.append((level, option))
+            # struct xucred: version 0, user 501, 2 groups, which may fill up to 16
+            answer = struct.pack("=IIhxx16I", 0, 501, 2, 20, 12, *[0] * 14)
+            assert size == len(answer) == 76
+            return answer
+
+    monkeypatch.delattr(socket, "SO_PEERCRED")
+    assert sockets.peer_user(Connection()) == 501  # type: ignore[arg-type]
+    assert asked == [(0, 1)]  # SOL_LOCAL, LOCAL_PEERCRED
+
+
 def test_tcp_wants_the_token(bus: EventBus) -> None:
     with bus.serve_stats(0) as server:
         assert isinstance(server.address, tuple)

@@ -24,11 +24,19 @@ ftb_fault_strikes(void)
     return ftb_sub_relaxed(&fault_countdown, 1) == 0;
 }
 
+/* On macOS the clock of time.monotonic(), which stands still while the machine sleeps, as
+ * the waits in ftb_park.c do; CLOCK_MONOTONIC does not, and counts microseconds there. */
+#ifdef __APPLE__
+#define CLOCK CLOCK_UPTIME_RAW
+#else
+#define CLOCK CLOCK_MONOTONIC
+#endif
+
 uint64_t
 ftb_now_ns(void)
 {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(CLOCK, &now);
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 

@@ -47,7 +47,7 @@ enum ftb_result {
 /* No deadline, for functions that take deadline_ns. */
 #define FTB_FOREVER UINT64_MAX
 
-/* Nanoseconds on CLOCK_MONOTONIC. */
+/* Nanoseconds on the monotonic clock. */
 uint64_t ftb_now_ns(void);
 
 /* Zeroed memory, aligned to FTB_LINE so that neighbours never share a line pair.

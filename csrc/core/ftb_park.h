@@ -2,9 +2,9 @@
  * threads that wait for a condition.
  *
  * Only the parker's owner may wait; any thread may unpark it. Any thread may use a
- * waitset. Both sleep on a pthread condition variable and CLOCK_MONOTONIC; every deadline
- * is a time of ftb_now_ns or FTB_FOREVER. A wait may return FTB_OK for no reason: the
- * caller looks again at what it waits for.
+ * waitset. Both sleep on a pthread condition variable by the monotonic clock; every
+ * deadline is a time of ftb_now_ns or FTB_FOREVER. A wait may return FTB_OK for no reason:
+ * the caller looks again at what it waits for.
  *
  * Parker (the one of Rust's standard library): one word, EMPTY, PARKED or NOTIFIED.
  * 1. A notification is never lost: NOTIFIED is only ever replaced by EMPTY, by the owner,
@@ -43,7 +43,8 @@ typedef pthread_cond_t ftb_cond_t;
 #define ftb_cond_signal(cond) ((void)pthread_cond_signal(cond))
 #define ftb_cond_broadcast(cond) ((void)pthread_cond_broadcast(cond))
 
-/* Sleep on the condition variable; returns true if the deadline passed. */
+/* Sleep on the condition variable; returns true if the deadline passed. May return false
+ * for no reason. */
 bool ftb_cond_wait(ftb_cond_t *cond, ftb_mutex_t *mutex, uint64_t deadline_ns);
 #endif
 

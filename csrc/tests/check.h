@@ -10,6 +10,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#if defined(__APPLE__) || defined(FTB_WAIT_RELATIVE)
+#include "barrier.h"
+#endif
+
 #define CHECK(condition)                                                               \
     do {                                                                               \
         if (!(condition)) {                                                            \

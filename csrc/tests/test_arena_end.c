@@ -162,7 +162,9 @@ gate_init(void)
 {
     pthread_rwlockattr_t fair;
     pthread_rwlockattr_init(&fair);
+#ifdef __GLIBC__ /* whose default lets a fork wait for as long as others come */
     pthread_rwlockattr_setkind_np(&fair, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+#endif
     pthread_rwlock_init(&malloc_gate, &fair);
     pthread_rwlockattr_destroy(&fair);
 }

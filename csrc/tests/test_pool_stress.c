@@ -207,7 +207,11 @@ test_exactly_once_through_tiny_queues(void)
     for (int s = 0; s < 3; s++) {
         for (int p = 0; p < 5; p++) {
             struct stress stress = {
-                .options = {3, sizes[s], 8, p % 2 ? 2000 : 0},
+                .options =
+                    {.workers_n = 3,
+                     .queue_size = sizes[s],
+                     .strands_n = 8,
+                     .spin_ns = p % 2 ? 2000 : 0},
                 .producers_n = 3,
                 .workers_n = 2, /* the third ring is emptied by the others */
                 .events_n = scaled(policies[p] <= WAIT_BRIEFLY ? 3000 : 20000),
@@ -224,7 +228,9 @@ test_exactly_once_in_a_long_queue(void)
 {
     for (int plain_percent = 0; plain_percent <= 100; plain_percent += 50) {
         struct stress stress = {
-            .options = {2, 1000, 3, 2000}, /* 8 partitions share 3 strands */
+            /* 8 partitions share 3 strands */
+            .options =
+                {.workers_n = 2, .queue_size = 1000, .strands_n = 3, .spin_ns = 2000},
             .producers_n = 3,
             .workers_n = 2,
             .events_n = scaled(200000),
@@ -240,7 +246,8 @@ test_close_midway_conserves_events(void)
 {
     for (int lap = 0; lap < 40; lap++) {
         struct stress stress = {
-            .options = {2, lap % 2 ? 4 : 4000, 8, 0},
+            .options =
+                {.workers_n = 2, .queue_size = lap % 2 ? 4 : 4000, .strands_n = 8},
             .producers_n = 4,
             .workers_n = 2,
             .events_n = scaled(4000),
@@ -258,7 +265,7 @@ test_a_pool_without_threads_takes_exactly_its_size(void)
     /* DROP stands for any producer that only tries: the sum of successes is the bound. */
     for (uint32_t size = 1; size <= 100; size += 33) {
         struct stress stress = {
-            .options = {2, size, 8, 0},
+            .options = {.workers_n = 2, .queue_size = size, .strands_n = 8},
             .producers_n = 4,
             .events_n = scaled(20000),
             .policy = DROP,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import tempfile
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -92,7 +93,7 @@ class Board:
     @classmethod
     def create(cls, *, players: int, port: int, token: int, window: int) -> Self:
         """Make the memory for a match; close() gives it back."""
-        fd = os.memfd_create("ftbus-demo")
+        fd = _anonymous_file()
         os.ftruncate(fd, 8 * (_HEAD_WORDS + players * SLOT_WORDS))
         board = cls(fd)
         board.words[PORT] = port
@@ -131,6 +132,14 @@ class Board:
         self.words.release()
         self._memory.close()
         os.close(self.fd)
+
+
+def _anonymous_file() -> int:
+    """Return the descriptor of an empty file that has no name."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("ftbus-demo")
+    with tempfile.TemporaryFile() as file:  # macOS
+        return os.dup(file.fileno())
 
 
 def count_latency(slot: memoryview[int], latency_ns: int) -> None:

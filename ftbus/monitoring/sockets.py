@@ -16,6 +16,7 @@ import re
 import socket
 import stat
 import struct
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -29,7 +30,12 @@ if TYPE_CHECKING:
 _SUFFIX: Final = ".sock"
 _BACKLOG: Final = 16
 _LOCK_S: Final = 2.0
-_CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
+_UCRED: Final = struct.Struct("3i")  # Linux's struct ucred: pid, uid, gid
+_XUCRED: Final = struct.Struct("IIh2x16I")  # BSD's: version, uid, groups of the user
+_SOL_LOCAL: Final = 0  # <sys/un.h> of macOS; Python does not name it
+_LOCAL_PEERCRED: Final = 1  # likewise
+# What fits sockaddr_un with its last zero.
+_PATH_BYTES_MAX: Final = 107 if sys.platform == "linux" else 103
 
 
 def runtime_folder() -> Path:
@@ -111,8 +117,6 @@ def listen_unix(path: Path) -> socket.socket:
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # Before the bind, so that there is no moment at which others could connect.
-        os.fchmod(listener.fileno(), 0o600)
         with _locked(path.parent):
             _remove_stale(path)
             try:
@@ -122,10 +126,10 @@ def listen_unix(path: Path) -> socket.socket:
                     raise AddressInUseError(path, "the file exists") from error
                 if error.errno is None:  # said by Python, not by the system
                     raise InvalidOptionError(
-                        "path", str(path), "a path of at most 107 bytes"
+                        "path", str(path), f"a path of at most {_PATH_BYTES_MAX} bytes"
                     ) from error
                 raise
-            os.chmod(path, 0o600)
+            os.chmod(path, 0o600)  # before it listens: nobody can have connected
             listener.listen(_BACKLOG)
     except BaseException:
         listener.close()
@@ -188,7 +192,8 @@ def remove(path: Path, known: tuple[int, int]) -> None:
 
 def peer_user(connection: socket.socket) -> int:
     """Return the user id of the process at the other end of a Unix socket."""
-    raw = connection.getsockopt(
-        socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
-    )
-    return int(_CREDENTIALS.unpack(raw)[1])
+    if hasattr(socket, "SO_PEERCRED"):
+        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        return int(_UCRED.unpack(raw)[1])
+    raw = connection.getsockopt(_SOL_LOCAL, _LOCAL_PEERCRED, _XUCRED.size)
+    return int(_XUCRED.unpack(raw)[1])

@@ -11,6 +11,7 @@ import faulthandler
 import gc
 import resource
 import struct
+import sys
 import time
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
@@ -155,7 +156,8 @@ def _inputs(
 
 def _largest() -> int:
     """Return the most memory that this process ever had, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit_bytes = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
 
 
 def _kept(folder: Path | None, data: bytes, why: str) -> FindingError:
