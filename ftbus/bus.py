@@ -246,7 +246,7 @@ class EventBus(MonitoredBus):
 
     @overload
     def on[F: Handler](
-        self, key: object, /, **options: Any
+        self, key: object, handler: None = None, /, **options: Any
     ) -> Callable[[F], F]: ...  # pragma: no cover
     @overload
     def on[F: Handler](
