@@ -21,6 +21,7 @@ import allocations  # noqa: E402
 import harness  # noqa: E402
 import report  # noqa: E402
 import seed as ladder  # noqa: E402
+import waits  # noqa: E402
 
 SPREAD = {"median", "low", "high", "least", "rounds"}
 TINY = ("--rounds", "2", "--burst-ms", "0.05")
@@ -133,9 +134,9 @@ def test_seed_runs_and_ftbus_neither_waits_nor_allocates_as_much(
     checks = {check["name"]: check for check in found["checks"]}
     shares = [check for name, check in checks.items() if "units of" in name]
     assert [check["met"] for check in shares] == [False, True, True, True], shares
-    waits = [check for name, check in checks.items() if name.startswith("waits")]
-    assert len(waits) == 8
-    assert all(check["met"] for check in waits if check["target"] is not None)
+    counts = [check for name, check in checks.items() if "per 1,000 events" in name]
+    assert len(counts) == 8 * 3 * 2
+    assert all(check["met"] for check in counts if check["target"] is not None)
 
 
 @pytest.mark.parametrize("name", ["costs.py", "scaling.py"])
@@ -181,29 +182,44 @@ def test_readers_share_the_seeds_lock_and_a_writer_waits_for_the_last() -> None:
     assert written.is_set()
 
 
-def test_a_watched_lock_counts_who_found_it_taken() -> None:
-    lock = ladder.WatchedLock()
-    with lock:
-        waiter = threading.Thread(target=lock.acquire)
-        asked = threading.Event()
-        inner = lock._lock
+WAITS = """
+import ctypes, sys, threading
+sys.path.insert(0, sys.argv[1])
+import waits
 
-        class Asked:
-            def acquire(self, blocking: bool = True) -> bool:
-                if blocking:
-                    asked.set()
-                return inner.acquire(blocking)
+read = waits.Reader()
 
-            release = inner.release
+def waited(call):
+    before = read()
+    call()
+    after = read()
+    return after.found_taken - before.found_taken, after.sleeps - before.sleeps
 
-        lock._lock = Asked()  # type: ignore[assignment]
-        waiter.start()
-        asked.wait()
-    waiter.join()
-    assert lock.found_taken == 1
-    lock.release()
-    with lock:
-        assert lock.found_taken == 1
+lock = threading.Lock()
+mutex = (ctypes.c_char * 64)()  # all zero: a pthread mutex that is free
+libc = ctypes.CDLL(None)
+crew = waits.Crew(2)
+print(
+    [
+        waited(lock.acquire),
+        waited(lambda: lock.acquire(timeout=0.001)),
+        waited(lambda: libc.pthread_mutex_trylock(mutex)),
+        waited(lambda: libc.pthread_mutex_trylock(mutex)),
+        waits.count(crew, [lambda n: lock.acquire(timeout=0.001)] * 2, 1),
+    ]
+)
+crew.close()
+"""
+
+
+def test_a_lock_that_is_taken_is_counted_and_a_free_one_is_not() -> None:
+    printed = waits.run_counted(["-c", WAITS, str(BENCHMARKS)])
+    free, taken, free_mutex, taken_mutex, both = eval(printed, {"Waits": waits.Waits})
+    assert free == free_mutex == (0, 0)
+    assert taken[0] >= 1  # twice if it loses its core between two of its yields
+    assert taken[1] >= 1
+    assert taken_mutex == (1, 0)
+    assert both.found_taken >= 1 <= both.sleeps
 
 
 def test_what_is_given_back_at_once_counts_as_allocated_too() -> None:
