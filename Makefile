@@ -39,7 +39,7 @@ $(foreach venv,$(VENV) $(BENCH_VENV) $(DOCS_VENV) $(DIST_VENV),\
 
 .PHONY: help demo setup test stress stress-memory soak fuzz test-gil test-gil-on \
         test-parallel test-asan test-tsan test-refleak check check-san check-valgrind \
-        bench bench-full scaling models mutants mutants-stress docs dist wheel-check \
+        bench bench-full scaling shared-lines models mutants mutants-stress docs dist wheel-check \
         format lint clean distclean
 
 help: ## list the targets
@@ -131,6 +131,9 @@ bench-full: ## the same with all rounds: the figures to publish, from a quiet ma
 
 scaling: setup ## the same work on 1 to all cores: scaling.json, to send back
 	PYTHONPATH=. $(PYTHON) benchmarks/scaling.py --json scaling.json
+
+shared-lines: setup ## count the cache lines that threads share per emit: none may be
+	$(PYTHON) benchmarks/shared_lines.py
 
 models: ## search the models of the lock-free pieces (needs Debian's relacy-dev)
 	$(MAKE) -j$(CORES) -C csrc models

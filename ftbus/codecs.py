@@ -242,8 +242,10 @@ def names() -> list[str]:
     return sorted(_registry)
 
 
-for _codec in (JsonCodec(), PickleCodec(), RawCodec()):
-    register(_codec)
+_own: list[Codec] = [JsonCodec(), PickleCodec(), RawCodec()]
 if find_spec("msgspec") is not None:
-    register(MsgspecCodec("msgspec.json"))
-    register(MsgspecCodec("msgspec.msgpack"))
+    _own += [MsgspecCodec("msgspec.json"), MsgspecCodec("msgspec.msgpack")]
+for _codec in _own:
+    # They live as long as this module; pinned, their counts are not written by all
+    # threads that encode.
+    register(_core.pin_object(_codec))
