@@ -5,15 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from dataclasses import fields
+from operator import mul
 from typing import TYPE_CHECKING, Any
 
 from ftbus.buffers import default_pool
 from ftbus.errors import InvalidOptionError
 from ftbus.failures import Failures, name_of
-from ftbus.histograms import EMPTY, Histogram, from_counts
+from ftbus.histograms import EMPTY, Histogram
 from ftbus.observers import Observers
 from ftbus.stats import (
+    NO_TIMES,
     WINDOWS_S,
+    Baseline,
     BusStats,
     Counters,
     HandlerStats,
@@ -24,8 +28,6 @@ from ftbus.stats import (
     TopicStats,
     WorkerStats,
     busiest_first,
-    merge_counters,
-    merge_times,
     slowest_first,
 )
 
@@ -36,7 +38,12 @@ TIMINGS = ("off", "sampled", "all")
 _INTERVAL_MAX = 1 << 29
 _SPACING_S = 0.25  # between two snapshots that are kept for the rates
 _KEPT_FOR_S = 2 * WINDOWS_S[-1]
-_KEPT_WHEN_UNCOUNTED = {"posted", "delivered", "dropped", "rejected"}
+# 1 for each field of Counters that counts even if nothing else does.
+_KEPT_WHEN_UNCOUNTED = tuple(
+    int(each.name in {"posted", "delivered", "dropped", "rejected"})
+    for each in fields(Counters)
+)
+_NOTHING = (None,) * len(fields(Times))
 
 
 def timing_options(timing: object, interval: object, counting: object) -> int:
@@ -79,7 +86,7 @@ class Monitor:
         self.failures = Failures()
         self.observers = Observers()
         self._started_s = time.monotonic()
-        self._baseline: BusStats | None = None
+        self._baseline: Baseline | None = None
         self._lock = threading.RLock()  # a finalizer may run while it is held
         # (seconds, counters), oldest first: what the rates are made of.
         self._past: deque[tuple[float, Counters]] = deque(
@@ -92,15 +99,19 @@ class Monitor:
         exact: bool,
         max_keys: int | None,
         keys: tuple[object, ...],
+        details: bool = True,
     ) -> BusStats:
-        """Return the figures since the start, or the baseline."""
-        now = self._collect(bus, exact, max_keys, keys)
+        """Return the figures since the start, or the baseline.
+
+        Without details, rows of keys have counters only, and handlers have no rows.
+        """
+        now = self._collect(bus, exact, max_keys, keys, details)
         baseline = self._baseline
-        return now if baseline is None else now.since(baseline)
+        return now if baseline is None else baseline.to(now)
 
     def reset(self, bus: EventBus) -> None:
         """Let stats() count from here."""
-        self._baseline = self._collect(bus, False, None, ())
+        self._baseline = Baseline(self._collect(bus, False, None, (), True))
 
     def _collect(
         self,
@@ -108,14 +119,15 @@ class Monitor:
         exact: bool,
         max_keys: int | None,
         keys: tuple[object, ...],
+        details: bool,
     ) -> BusStats:
         """Sum what every thread has counted."""
-        rows, own, row_handlers = bus._figures(
-            exact, -1 if max_keys is None else max_keys, keys
+        rows, of_all, own, row_handlers = bus._figures(
+            exact, -1 if max_keys is None else max_keys, keys, details
         )
         topics = [self._topic_row(*row) for row in rows]
         handlers = [self._handler_row(*row) for row in row_handlers]
-        total = merge_counters(topics)
+        total = self._topic_row(*of_all)
         pool = bus._pool_stats()
         now_s = time.monotonic()
         return BusStats(
@@ -135,7 +147,7 @@ class Monitor:
             queued=pool["queued"],
             queued_max=pool["queued_max"],
             queue_size=bus._queue_size,
-            times=merge_times(row.times for row in topics),
+            times=total.times,
             lookups=_lookups(own, total),
             partitions=_partitions(own, pool),
             topics=busiest_first(topics),
@@ -148,20 +160,15 @@ class Monitor:
 
     def _topic_row(
         self,
+        counts: tuple[int, ...],
         key: object,
-        timing: int,
-        counts: dict[str, int],
-        times: Any,
         handlers: int,
+        timing: int,
+        times: tuple[Any, ...],
     ) -> TopicStats:
-        counts["shared"] = max(0, counts.pop("given") - counts["encoded"])
         if not self.counting:
-            counts = {
-                name: n if name in _KEPT_WHEN_UNCOUNTED else 0
-                for name, n in counts.items()
-            }
-        fields: dict[str, Any] = {**counts, "times": Times(*map(_histogram, times))}
-        return TopicStats(**fields, key=key, timing=TIMINGS[timing], handlers=handlers)
+            counts = tuple(map(mul, counts, _KEPT_WHEN_UNCOUNTED))
+        return TopicStats(*counts, key, handlers, TIMINGS[timing], _times(times))
 
     def _handler_row(
         self, key: object, handler: object, serial: int, calls: int, failed: int, t: Any
@@ -200,22 +207,27 @@ def _rate(window_s: int, seconds: float, then: Counters, now: Counters) -> RateS
     return RateStats(window_s, seconds, **per_s)
 
 
-def _histogram(packed: tuple[dict[int, int], int, int, int] | None) -> Histogram:
-    return EMPTY if packed is None else from_counts(*packed)
+def _histogram(packed: tuple[Any, ...] | None) -> Histogram:
+    return EMPTY if packed is None else Histogram(*packed)
+
+
+def _times(packed: tuple[Any, ...]) -> Times:
+    return NO_TIMES if packed == _NOTHING else Times(*map(_histogram, packed))
 
 
 def _lookups(own: Any, total: Counters) -> LookupStats:
-    _, _, counts, _, _ = own
-    hits, misses = counts["emitted"], counts["unheard"]
-    return LookupStats(hits, misses, max(0, total.emitted - hits - misses))
+    found = Counters(*own[0])
+    avoided = max(0, total.emitted - found.emitted - found.unheard)
+    return LookupStats(found.emitted, found.unheard, avoided)
 
 
 def _partitions(own: Any, pool: dict[str, Any]) -> PartitionStats:
-    _, _, counts, times, _ = own
+    counts, _, _, _, times = own
+    those = Counters(*counts)
     return PartitionStats(
         groups=pool["groups"],
         busy=pool["groups_busy"],
-        queued=max(0, counts["posted"] - counts["delivered"] - counts["dropped"]),
-        posted=counts["posted"],
+        queued=max(0, those.posted - those.delivered - those.dropped),
+        posted=those.posted,
         wait=_histogram(times[1]),
     )

@@ -97,6 +97,8 @@ class Times:
 
 _TIME_NAMES = tuple(each.name for each in fields(Times))
 
+NO_TIMES = Times()
+
 
 def merge_counters(rows: Iterable[Counters]) -> Counters:
     """Return the counters of all, in one pass."""
@@ -151,7 +153,7 @@ class TopicStats(Counters):
     """Handlers subscribed now, with a row or not."""
     timing: str = "off"
     """Which of its events are timed: "off", "sampled" or "all"."""
-    times: Times = Times()
+    times: Times = NO_TIMES
     """How long its emits, waits, handlers and encodings took."""
 
     def since(self, earlier: TopicStats) -> Self:
@@ -307,7 +309,7 @@ class BusStats(Counters):
     """The most events seen waiting at once."""
     queue_size: int = 0
     """How many the queue holds."""
-    times: Times = Times()
+    times: Times = NO_TIMES
     """How long emits, waits, handlers and encodings took, over all keys."""
     lookups: LookupStats = LookupStats()
     """How keys were found."""
@@ -346,15 +348,18 @@ class BusStats(Counters):
         If either has not a row for every key (see max_keys), a key has one here if what
         it counted is known; all else is in the row of no key, and the sums are exact.
         """
+        return self._since(Baseline(earlier))
+
+    def _since(self, baseline: Baseline) -> Self:
+        earlier = baseline.stats
         times = self.times.since(earlier.times)
         counters = self._combined(earlier, -1)
-        topics = self._topics_since(earlier, Counters(**counters), times)
+        topics = self._topics_since(baseline, Counters(**counters), times)
         workers = tuple(
             now.since(then)
             for now, then in zip(self.workers, earlier.workers, strict=False)
         )
-        called = {row.serial: row for row in earlier.handlers}
-        raised = {row.type: row.count for row in earlier.errors}
+        called, raised = baseline.handlers, baseline.errors
         return type(self)(
             **counters,
             name=self.name,
@@ -388,11 +393,10 @@ class BusStats(Counters):
         )
 
     def _topics_since(
-        self, earlier: BusStats, total: Counters, times: Times
+        self, baseline: Baseline, total: Counters, times: Times
     ) -> list[TopicStats]:
         """Return the rows of since(), of which the sums are given."""
-        wanted = {id(row.key) for row in self.topics}
-        before = {id(row.key): row for row in earlier.topics if id(row.key) in wanted}
+        earlier, before = baseline.stats, baseline.topics
         is_complete = self.max_keys is None and earlier.max_keys is None
         rows, unknown = [], 0
         other = None
@@ -426,6 +430,22 @@ class BusStats(Counters):
         """
         tree: dict[str, Any] = _plain(self)
         return tree
+
+
+class Baseline:
+    """A reading that others are compared with, its rows by what they are of."""
+
+    __slots__ = ("errors", "handlers", "stats", "topics")
+
+    def __init__(self, stats: BusStats) -> None:
+        self.stats = stats
+        self.topics = {id(row.key): row for row in stats.topics}
+        self.handlers = {row.serial: row for row in stats.handlers}
+        self.errors = {row.type: row.count for row in stats.errors}
+
+    def to(self, now: BusStats) -> BusStats:
+        """Return what was counted from here to `now`."""
+        return now._since(self)
 
 
 def _plain(value: Any) -> Any:

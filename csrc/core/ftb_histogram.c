@@ -20,6 +20,77 @@ ftb_histogram_sum_init(struct ftb_histogram_sum *sum)
     sum->min_ns = UINT64_MAX;
 }
 
+/* The lowest octave of a set, which is not empty. */
+static uint32_t
+octave_first(uint64_t octaves)
+{
+    return (uint32_t)__builtin_ctzll(octaves);
+}
+
+void
+ftb_histogram_sum_clear(struct ftb_histogram_sum *sum)
+{
+    for (uint64_t left = sum->octaves; left != 0; left &= left - 1) {
+        uint64_t *counts = sum->counts + octave_first(left) * FTB_HISTOGRAM_SUBS;
+        memset(counts, 0, FTB_HISTOGRAM_SUBS * sizeof *counts);
+    }
+    sum->octaves = sum->sum_ns = sum->max_ns = 0;
+    sum->min_ns = UINT64_MAX;
+}
+
+static void
+extremes_add(struct ftb_histogram_sum *sum, uint64_t min_ns, uint64_t max_ns)
+{
+    sum->min_ns = min_ns < sum->min_ns ? min_ns : sum->min_ns;
+    sum->max_ns = max_ns > sum->max_ns ? max_ns : sum->max_ns;
+}
+
+void
+ftb_histogram_sum_add(
+    struct ftb_histogram_sum *sum, const struct ftb_histogram_sum *other)
+{
+    for (uint64_t left = other->octaves; left != 0; left &= left - 1) {
+        uint32_t first = octave_first(left) * FTB_HISTOGRAM_SUBS;
+        for (uint32_t i = first; i < first + FTB_HISTOGRAM_SUBS; i++) {
+            sum->counts[i] += other->counts[i];
+        }
+    }
+    sum->octaves |= other->octaves;
+    sum->sum_ns += other->sum_ns;
+    extremes_add(sum, other->min_ns, other->max_ns);
+}
+
+void
+ftb_histogram_sum_split(
+    struct ftb_histogram_sum *whole, const struct ftb_histogram_sum *part,
+    struct ftb_histogram_sum *rest)
+{
+    whole->octaves |= part->octaves;
+    extremes_add(whole, part->min_ns, part->max_ns);
+    uint32_t lowest = FTB_HISTOGRAM_BUCKETS, highest = 0;
+    for (uint64_t left = whole->octaves; left != 0; left &= left - 1) {
+        uint32_t first = octave_first(left) * FTB_HISTOGRAM_SUBS;
+        for (uint32_t i = first; i < first + FTB_HISTOGRAM_SUBS; i++) {
+            if (whole->counts[i] <= part->counts[i]) {
+                whole->counts[i] = part->counts[i];
+                continue;
+            }
+            rest->counts[i] = whole->counts[i] - part->counts[i];
+            rest->octaves |= UINT64_C(1) << octave_first(left);
+            lowest = i < lowest ? i : lowest;
+            highest = i;
+        }
+    }
+    whole->sum_ns = whole->sum_ns > part->sum_ns ? whole->sum_ns : part->sum_ns;
+    if (rest->octaves != 0) {
+        rest->sum_ns = whole->sum_ns - part->sum_ns;
+        rest->min_ns = ftb_histogram_lowest(lowest);
+        rest->max_ns = ftb_histogram_highest(highest);
+        rest->min_ns = rest->min_ns > whole->min_ns ? rest->min_ns : whole->min_ns;
+        rest->max_ns = rest->max_ns < whole->max_ns ? rest->max_ns : whole->max_ns;
+    }
+}
+
 void
 ftb_histogram_add_to(struct ftb_histogram *histogram, struct ftb_histogram_sum *sum)
 {
@@ -29,6 +100,7 @@ ftb_histogram_add_to(struct ftb_histogram *histogram, struct ftb_histogram_sum *
             continue;
         }
         uint64_t *counts = sum->counts + (size_t)i * FTB_HISTOGRAM_SUBS;
+        sum->octaves |= UINT64_C(1) << i;
         for (uint32_t k = 0; k < FTB_HISTOGRAM_SUBS; k++) {
             /* relaxed: any recent value will do, here and below */
             counts[k] += ftb_load_relaxed(&octave->counts[k]);
@@ -36,9 +108,7 @@ ftb_histogram_add_to(struct ftb_histogram *histogram, struct ftb_histogram_sum *
     }
     sum->sum_ns += ftb_load_relaxed(&histogram->sum_ns);
     uint64_t min_ns = ~ftb_load_relaxed(&histogram->min_inverted);
-    uint64_t max_ns = ftb_load_relaxed(&histogram->max_ns);
-    sum->min_ns = min_ns < sum->min_ns ? min_ns : sum->min_ns;
-    sum->max_ns = max_ns > sum->max_ns ? max_ns : sum->max_ns;
+    extremes_add(sum, min_ns, ftb_load_relaxed(&histogram->max_ns));
 }
 
 void

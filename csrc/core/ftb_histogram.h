@@ -37,6 +37,7 @@ struct ftb_histogram {
 /* Sums of many; plain, for one thread. */
 struct ftb_histogram_sum {
     uint64_t sum_ns, min_ns, max_ns; /* min_ns is UINT64_MAX if nothing was recorded */
+    uint64_t octaves; /* bit i: the counts of octave i may be other than zero */
     uint64_t counts[FTB_HISTOGRAM_BUCKETS];
 };
 
@@ -47,6 +48,21 @@ ftb_histogram_bucket(uint64_t ns)
     uint32_t bits = 64 - (uint32_t)__builtin_clzll(ns | 1);
     uint32_t octave = bits > FTB_HISTOGRAM_BITS + 1 ? bits - FTB_HISTOGRAM_BITS - 1 : 0;
     return (octave << FTB_HISTOGRAM_BITS) + (uint32_t)(ns >> octave);
+}
+
+/* The shortest and the longest duration of a bucket. */
+static inline uint64_t
+ftb_histogram_lowest(uint32_t bucket)
+{
+    uint32_t octave = bucket / FTB_HISTOGRAM_SUBS;
+    octave -= octave > 0;
+    return (uint64_t)(bucket - (octave << FTB_HISTOGRAM_BITS)) << octave;
+}
+
+static inline uint64_t
+ftb_histogram_highest(uint32_t bucket)
+{
+    return ftb_histogram_lowest(bucket + 1) - 1;
 }
 
 /* Make the counts of an octave. NULL: no memory. Owner only. */
@@ -81,12 +97,27 @@ ftb_histogram_record_local(struct ftb_histogram *histogram, uint64_t ns)
     return true;
 }
 
-/* Start a sum with nothing in it. */
+/* Start a sum with nothing in it, in memory that may hold anything. */
 void ftb_histogram_sum_init(struct ftb_histogram_sum *sum);
+
+/* Make a sum empty again; in time that is in proportion to what it holds. */
+void ftb_histogram_sum_clear(struct ftb_histogram_sum *sum);
 
 /* Add what a histogram holds. Any thread. */
 void
 ftb_histogram_add_to(struct ftb_histogram *histogram, struct ftb_histogram_sum *sum);
+
+/* Add what another sum holds. */
+void ftb_histogram_sum_add(
+    struct ftb_histogram_sum *sum, const struct ftb_histogram_sum *other);
+
+/* Set *rest, which is empty, to what is in `whole` and not in `part`. Both were read while
+ * others recorded in the two, one after the other: where the part has more, the whole is
+ * raised to it. The shortest and the longest of the rest are known as far as their
+ * buckets. */
+void ftb_histogram_sum_split(
+    struct ftb_histogram_sum *whole, const struct ftb_histogram_sum *part,
+    struct ftb_histogram_sum *rest);
 
 /* Make a histogram that nobody records in, or reads, empty again. */
 void ftb_histogram_clear(struct ftb_histogram *histogram);

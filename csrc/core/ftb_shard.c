@@ -118,34 +118,65 @@ ftb_cell_emitted_apart_local(struct ftb_cell *cell)
     ftb_count_local(ledger != NULL ? &ledger->emitted : &cell->emitted, 1);
 }
 
-void
+bool
 ftb_cell_record_local(struct ftb_cell *cell, enum ftb_time what, uint64_t ns)
 {
     struct ftb_ledger *ledger = ftb_cell_ledger_local(cell);
     if (ledger == NULL) {
-        return;
+        return false;
     }
     struct ftb_histogram *times = ftb_load_relaxed(&ledger->times[what]); /* own */
     if (times == NULL) {
         times = ftb_alloc(sizeof *times);
         if (times == NULL) {
-            return;
+            return false;
         }
         ftb_store_release(&ledger->times[what], times); /* pairs with times_one */
     }
-    (void)ftb_histogram_record_local(times, ns);
+    return ftb_histogram_record_local(times, ns);
+}
+
+static struct ftb_page *
+page_find(struct ftb_shard *shard, uint32_t page_ix)
+{
+    struct ftb_directory *directory = ftb_load_acquire(&shard->directory);
+    return page_ix < directory->pages_n ? ftb_load_acquire(&directory->pages[page_ix])
+                                        : NULL;
+}
+
+void
+ftb_shard_note_slow_local(struct ftb_shard *shard, uint32_t id, uint64_t ns)
+{
+    struct ftb_page *page = page_find(shard, id / FTB_PAGE_CELLS);
+    if (page == NULL) {
+        return;
+    }
+    ns = ns < FTB_HISTOGRAM_MAX_NS ? ns : FTB_HISTOGRAM_MAX_NS;
+    uint32_t rank = ftb_histogram_bucket(ns) + 1;
+    ftb_atomic(uint16_t) *slowest = &page->slowest[id % FTB_PAGE_CELLS];
+    if (rank > ftb_load_relaxed(slowest)) { /* relaxed, both: the owner's own; a hint */
+        ftb_store_relaxed(slowest, (uint16_t)rank);
+    }
 }
 
 struct ftb_cell *
 ftb_shard_cell_find(struct ftb_shard *shard, uint32_t id)
 {
-    struct ftb_directory *directory = ftb_load_acquire(&shard->directory);
-    uint32_t page_ix = id / FTB_PAGE_CELLS;
-    if (page_ix >= directory->pages_n) {
-        return NULL;
-    }
-    struct ftb_page *page = ftb_load_acquire(&directory->pages[page_ix]);
+    struct ftb_page *page = page_find(shard, id / FTB_PAGE_CELLS);
     return page == NULL ? NULL : &page->cells[id % FTB_PAGE_CELLS];
+}
+
+static inline void
+cell_add_to(struct ftb_cell *cell, struct ftb_totals *totals)
+{
+    /* relaxed: any recent value of each counter will do */
+#define ADD(name) totals->name += ftb_load_relaxed(&cell->name);
+    FTB_COUNTERS(ADD)
+#undef ADD
+    struct ftb_ledger *ledger = ftb_load_acquire(&cell->ledger);
+    if (ledger != NULL) {
+        totals->emitted += ftb_load_relaxed(&ledger->emitted); /* as above */
+    }
 }
 
 struct sum_request {
@@ -158,16 +189,8 @@ sum_one(struct ftb_thread *thread, void *context)
 {
     struct sum_request *request = context;
     struct ftb_cell *cell = ftb_shard_cell_find(thread->shard, request->id);
-    if (cell == NULL) {
-        return;
-    }
-    /* relaxed: any recent value of each counter will do */
-#define ADD(name) request->totals->name += ftb_load_relaxed(&cell->name);
-    FTB_COUNTERS(ADD)
-#undef ADD
-    struct ftb_ledger *ledger = ftb_load_acquire(&cell->ledger);
-    if (ledger != NULL) {
-        request->totals->emitted += ftb_load_relaxed(&ledger->emitted); /* as above */
+    if (cell != NULL) {
+        cell_add_to(cell, request->totals);
     }
 }
 
@@ -176,6 +199,44 @@ ftb_shard_sum(uint32_t id, struct ftb_totals *totals)
 {
     struct sum_request request = {id, totals};
     ftb_thread_each(sum_one, &request);
+}
+
+struct page_request {
+    const uint32_t *ids;
+    uint32_t n;
+    struct ftb_totals *totals;
+    uint16_t *slowest;
+};
+
+static void
+sum_page_one(struct ftb_thread *thread, void *context)
+{
+    struct page_request *request = context;
+    struct ftb_page *page = page_find(thread->shard, request->ids[0] / FTB_PAGE_CELLS);
+    if (page == NULL) {
+        return;
+    }
+    /* Ledgers lie anywhere: waited for all at once and not one after the other. */
+    for (uint32_t i = 0; i < request->n; i++) {
+        struct ftb_cell *cell = &page->cells[request->ids[i] % FTB_PAGE_CELLS];
+        __builtin_prefetch(ftb_load_relaxed(&cell->ledger)); /* relaxed: not read */
+    }
+    for (uint32_t i = 0; i < request->n; i++) {
+        uint32_t place = request->ids[i] % FTB_PAGE_CELLS;
+        uint16_t slowest = ftb_load_relaxed(&page->slowest[place]); /* any recent */
+        cell_add_to(&page->cells[place], &request->totals[i]);
+        if (slowest > request->slowest[i]) {
+            request->slowest[i] = slowest;
+        }
+    }
+}
+
+void
+ftb_shard_sum_page(
+    const uint32_t *ids, uint32_t n, struct ftb_totals *totals, uint16_t *slowest)
+{
+    struct page_request request = {ids, n, totals, slowest};
+    ftb_thread_each(sum_page_one, &request);
 }
 
 struct times_request {
@@ -224,15 +285,18 @@ zero_ledger(struct ftb_ledger *ledger)
 static void
 zero_one(struct ftb_thread *thread, void *context)
 {
-    struct ftb_cell *cell = ftb_shard_cell_find(thread->shard, *(uint32_t *)context);
-    if (cell == NULL) {
+    uint32_t id = *(uint32_t *)context;
+    struct ftb_page *page = page_find(thread->shard, id / FTB_PAGE_CELLS);
+    if (page == NULL) {
         return;
     }
+    struct ftb_cell *cell = &page->cells[id % FTB_PAGE_CELLS];
     /* relaxed: the id has no writer now; its next user gets it through id_lock */
 #define ZERO(name) ftb_store_relaxed(&cell->name, 0);
     FTB_COUNTERS(ZERO)
 #undef ZERO
     ftb_store_relaxed(&cell->version, 0);
+    ftb_store_relaxed(&page->slowest[id % FTB_PAGE_CELLS], (uint16_t)0);
     struct ftb_ledger *ledger = ftb_load_relaxed(&cell->ledger);
     if (ledger != NULL) {
         zero_ledger(ledger);

@@ -75,6 +75,9 @@ struct ftb_totals {
 
 struct ftb_page {
     struct ftb_cell cells[FTB_PAGE_CELLS];
+    /* Of the longest timed handler call under each id: the number of its histogram bucket,
+     * plus one; 0: none was. Written by the owner only. */
+    ftb_atomic(uint16_t) slowest[FTB_PAGE_CELLS];
 };
 
 /* Pages by number; replaced by a longer copy when it fills. */
@@ -128,8 +131,12 @@ struct ftb_ledger *ftb_cell_ledger_local(struct ftb_cell *cell);
  * Owner only. */
 void ftb_cell_emitted_apart_local(struct ftb_cell *cell);
 
-/* Record a duration; not without memory. Owner only. */
-void ftb_cell_record_local(struct ftb_cell *cell, enum ftb_time what, uint64_t ns);
+/* Record a duration. Returns false if it could not be, for want of memory. Owner only. */
+bool ftb_cell_record_local(struct ftb_cell *cell, enum ftb_time what, uint64_t ns);
+
+/* A handler of a topic ran for so long; no more than its topic's longest is kept. Not for
+ * an id without a cell. Owner only. */
+void ftb_shard_note_slow_local(struct ftb_shard *shard, uint32_t id, uint64_t ns);
 
 /* The cell of a topic id in any thread's shard, or NULL. */
 struct ftb_cell *ftb_shard_cell_find(struct ftb_shard *shard, uint32_t id);
@@ -137,6 +144,12 @@ struct ftb_cell *ftb_shard_cell_find(struct ftb_shard *shard, uint32_t id);
 /* Add the cells of `id` in every shard to *totals. Each counter is monotone from one
  * call to the next; together they are no consistent cut while others write. */
 void ftb_shard_sum(uint32_t id, struct ftb_totals *totals);
+
+/* The same for `n` ids that share a page (id / FTB_PAGE_CELLS), which costs far less than
+ * one by one: adds those of ids[i] to totals[i]. slowest[i] becomes the bucket of the
+ * longest timed handler call, plus one, if that is greater. */
+void ftb_shard_sum_page(
+    const uint32_t *ids, uint32_t n, struct ftb_totals *totals, uint16_t *slowest);
 
 /* Add what was recorded under `id` in every shard to sums[FTB_TIMES_N]. Returns whether
  * there was anything. */

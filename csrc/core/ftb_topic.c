@@ -2,12 +2,21 @@
 
 #include "ftb_shard.h"
 #include "ftb_slab.h"
+#include "ftb_topic_index.h"
 
 _Static_assert(sizeof(struct ftb_topic) <= FTB_SLAB_CELL_BYTES, "a topic is one cell");
 
 void (*ftb_topic_release_fn)(struct ftb_topic *topic) = NULL;
 
 static _Atomic(uint64_t) next_serial = 1;
+
+static void
+own_ids_release(struct ftb_bus *bus)
+{
+    ftb_shard_id_release(bus->unheard_id);
+    ftb_shard_id_release(bus->own_id);
+    ftb_shard_id_release(bus->times_id);
+}
 
 struct ftb_bus *
 ftb_bus_new(uint32_t stripes_n)
@@ -19,9 +28,10 @@ ftb_bus_new(uint32_t stripes_n)
     }
     bus->unheard_id = ftb_shard_id_acquire();
     bus->own_id = ftb_shard_id_acquire();
-    if (bus->unheard_id == FTB_NO_ID || bus->own_id == FTB_NO_ID) {
-        ftb_shard_id_release(bus->unheard_id);
-        ftb_shard_id_release(bus->own_id);
+    bus->times_id = ftb_shard_id_acquire();
+    if (bus->unheard_id == FTB_NO_ID || bus->own_id == FTB_NO_ID
+        || bus->times_id == FTB_NO_ID) {
+        own_ids_release(bus);
         ftb_map_fini(&bus->topics);
         ftb_free(bus);
         return NULL;
@@ -29,6 +39,7 @@ ftb_bus_new(uint32_t stripes_n)
     bus->serial = ftb_add_relaxed(&next_serial, 1); /* relaxed: uniqueness is enough */
     ftb_init(&bus->refs, 1);
     pthread_mutex_init(&bus->handlers_lock, NULL);
+    pthread_mutex_init(&bus->index_lock, NULL);
     return bus;
 }
 
@@ -52,9 +63,9 @@ ftb_bus_release(struct ftb_bus *bus)
     }
     /* The bus object is gone and every handler freed: nobody emits on it, nobody reads
      * its tables, so no grace period is needed. */
+    ftb_topic_index_release(bus->index);
     ftb_map_dismantle(&bus->topics, topic_free);
-    ftb_shard_id_release(bus->unheard_id);
-    ftb_shard_id_release(bus->own_id);
+    own_ids_release(bus);
     ftb_map_fini(&bus->topics);
     struct ftb_timing_choice *choice = ftb_load_relaxed(&bus->choices); /* likewise */
     while (choice != NULL) {
@@ -63,6 +74,7 @@ ftb_bus_release(struct ftb_bus *bus)
         choice = next;
     }
     pthread_mutex_destroy(&bus->handlers_lock);
+    pthread_mutex_destroy(&bus->index_lock);
     ftb_free(bus);
 }
 
@@ -155,7 +167,11 @@ ftb_bus_unlink_handler(struct ftb_bus *bus, struct ftb_handler *handler)
 static void
 snapshot_replace_locked(struct ftb_topic *topic, struct ftb_snapshot *fresh)
 {
-    ftb_snapshot_retire(ftb_exchange_seq_cst(&topic->snapshot, fresh)); /* (6) */
+    struct ftb_snapshot *old = ftb_exchange_seq_cst(&topic->snapshot, fresh); /* (6) */
+    uint64_t before = old != NULL ? old->n : 0, after = fresh != NULL ? fresh->n : 0;
+    /* relaxed: a figure; what goes out of one snapshot was added for an earlier one */
+    ftb_add_relaxed(&topic->bus->subscribed, after - before);
+    ftb_snapshot_retire(old);
 }
 
 enum ftb_result
@@ -331,6 +347,7 @@ ftb_bus_after_fork_child(struct ftb_bus *bus)
 {
     ftb_map_after_fork_child(&bus->topics);
     pthread_mutex_init(&bus->handlers_lock, NULL);
+    pthread_mutex_init(&bus->index_lock, NULL);
     struct ftb_handler *previous =
         NULL; /* the chain of `next` is whole at every moment */
     for (struct ftb_handler *h = bus->handlers; h != NULL; h = h->next) {

@@ -49,6 +49,7 @@ struct ftb_bus {
     uint64_t serial;     /* never reused, so that caches can tell buses apart */
     uint32_t unheard_id; /* counters of events whose key has no topic */
     uint32_t own_id;     /* counters of look-ups (emitted, unheard) and partitions */
+    uint32_t times_id;   /* times of all its events, whatever their topic */
     /* Written once, before the first topic. */
     bool is_uncounted;        /* its topics have no counters of their own */
     enum ftb_timing timing;   /* of topics that have no choice of their own */
@@ -57,6 +58,9 @@ struct ftb_bus {
     ftb_atomic(struct ftb_timing_choice *) choices; /* pushed under handlers_lock */
     ftb_atomic(uint32_t) refs;                      /* the bus object + its handlers */
     ftb_atomic(uint32_t) is_closed;
+    ftb_atomic(uint64_t) subscribed; /* handlers in the snapshots of its topics */
+    pthread_mutex_t index_lock;
+    struct ftb_topic_index *index; /* of its topics, or NULL; guarded by index_lock */
     pthread_mutex_t handlers_lock;
     struct ftb_handler *handlers; /* all that exist; guarded by handlers_lock */
     uint64_t next_serial;         /* of handlers; likewise */

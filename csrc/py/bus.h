@@ -97,6 +97,12 @@ timing_samples(BusObject *bus, struct ftb_thread *thread)
 uint64_t
 timing_start(BusObject *bus, struct ftb_thread *thread, const struct ftb_topic *topic);
 
+/* Record how long something took, in a cell and among the times of the bus: there first,
+ * and without memory in neither, so that the bus has no less than its cells. */
+void timing_record(
+    const struct ftb_bus *bus, struct ftb_thread *thread, struct ftb_cell *cell,
+    enum ftb_time what, uint64_t ns);
+
 /* A posted event starts: record its wait since `posted_ns`. Returns the time. */
 uint64_t timing_waited(
     BusObject *bus, struct ftb_thread *thread, struct ftb_cell *cell,

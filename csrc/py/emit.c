@@ -90,7 +90,8 @@ emit_any(BusObject *bus, struct ftb_topic *topic, PyObject *event)
     if (cell != NULL) {
         ftb_cell_emitted_apart_local(cell);
         if (start_ns != 0) {
-            ftb_cell_record_local(cell, FTB_TIME_EMIT, delivery.stamp_ns - start_ns);
+            timing_record(
+                bus->core, thread, cell, FTB_TIME_EMIT, delivery.stamp_ns - start_ns);
         }
     }
     return delivery_result(&delivery, topic->key_object, ran_n);
@@ -136,7 +137,7 @@ emit_timed(
     uint64_t end_ns = delivery.stamp_ns;
     Py_ssize_t ran_n = topic_done(&delivery, topic, snapshot, &untouched, stopped);
     ftb_cell_emitted_apart_local(cell);
-    ftb_cell_record_local(cell, FTB_TIME_EMIT, end_ns - start_ns);
+    timing_record(topic->bus, thread, cell, FTB_TIME_EMIT, end_ns - start_ns);
     return delivery_result(&delivery, topic->key_object, ran_n);
 }
 

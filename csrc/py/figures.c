@@ -1,15 +1,13 @@
 /* Copying what a bus counts, with rows for its busiest keys only.
  *
- * One pass sums each topic's counters and keeps the totals of the busiest in a heap as
- * large as the rows that are asked for; whatever falls out of it, or never gets in, is
- * added to the row of the rest at once. A second pass over the topics without a row adds
- * up their times, and ranks their handlers in two such heaps. So every event that was
- * summed is in exactly one row, and nothing is allocated for a key without one. */
+ * One pass sums each topic's counters, in the order in which they lie in memory, and keeps
+ * the totals of the busiest in a heap as large as the rows that are asked for; whatever
+ * falls out of it, or never gets in, is added to the row of the rest at once. So every
+ * event that was summed is in exactly one row, and of a key without one no more is touched
+ * than its cells. The times of the rest are those of the bus less those of the rows. */
 #include "figures.h"
 
 #include <string.h>
-
-#define NOT_TAKEN UINT32_MAX
 
 static bool
 ranks_below(const struct ranked *one, const struct ranked *other)
@@ -18,9 +16,7 @@ ranks_below(const struct ranked *one, const struct ranked *other)
                                       : one->minor < other->minor;
 }
 
-/* Offer one; returns the slot that it is to be kept in, instead of what is there if the
- * heap was full before, or NOT_TAKEN. */
-static uint32_t
+uint32_t
 top_offer(struct top *top, uint64_t major, uint64_t minor)
 {
     struct ranked *heap = top->heap, offered = {major, minor, top->n};
@@ -31,7 +27,7 @@ top_offer(struct top *top, uint64_t major, uint64_t minor)
             i = (i - 1) / 2;
         }
     } else if (top->n == 0 || !ranks_below(&heap[0], &offered)) {
-        return NOT_TAKEN;
+        return TOP_NOT_TAKEN;
     } else {
         offered.slot = heap[0].slot;
         for (i = 0; 2 * (size_t)i + 1 < top->n;) {
@@ -48,7 +44,7 @@ top_offer(struct top *top, uint64_t major, uint64_t minor)
     return offered.slot;
 }
 
-static bool
+bool
 top_init(struct top *top, size_t capacity)
 {
     top->heap = ftb_alloc((capacity + 1) * sizeof *top->heap);
@@ -68,10 +64,9 @@ pins_place(const struct pins *pins, const struct ftb_topic *topic)
     return i;
 }
 
-void
-figures_pin(struct figures *figures, struct ftb_topic *topic)
+static void
+pins_add(struct pins *pins, struct ftb_topic *topic)
 {
-    struct pins *pins = &figures->pins;
     size_t place = pins_place(pins, topic);
     if (pins->slots[place] == NULL) {
         pins->slots[place] = topic;
@@ -79,12 +74,15 @@ figures_pin(struct figures *figures, struct ftb_topic *topic)
     }
 }
 
-static int
+int
 histogram_pack(struct packed_histogram *packed, const struct ftb_histogram_sum *sum)
 {
     uint32_t n = 0;
-    for (uint32_t i = 0; i < FTB_HISTOGRAM_BUCKETS; i++) {
-        n += sum->counts[i] != 0;
+    for (uint64_t left = sum->octaves; left != 0; left &= left - 1) {
+        uint32_t first = (uint32_t)__builtin_ctzll(left) * FTB_HISTOGRAM_SUBS;
+        for (uint32_t i = first; i < first + FTB_HISTOGRAM_SUBS; i++) {
+            n += sum->counts[i] != 0;
+        }
     }
     *packed = (struct packed_histogram){
         .n = n, .sum_ns = sum->sum_ns, .min_ns = sum->min_ns, .max_ns = sum->max_ns};
@@ -96,157 +94,57 @@ histogram_pack(struct packed_histogram *packed, const struct ftb_histogram_sum *
         packed->n = 0;
         return -1;
     }
-    for (uint32_t i = 0, k = 0; k < n; i++) {
-        if (sum->counts[i] != 0) {
-            packed->pairs[k++] = (struct bucket_count){i, sum->counts[i]};
+    struct bucket_count *pair = packed->pairs;
+    for (uint64_t left = sum->octaves; left != 0; left &= left - 1) {
+        uint32_t first = (uint32_t)__builtin_ctzll(left) * FTB_HISTOGRAM_SUBS;
+        for (uint32_t i = first; i < first + FTB_HISTOGRAM_SUBS; i++) {
+            if (sum->counts[i] != 0) {
+                *pair++ = (struct bucket_count){i, sum->counts[i]};
+            }
         }
     }
     return 0;
 }
 
-/* Pack what was recorded under an id, and in sums before. */
 static int
-times_pack(struct topic_row *row, struct ftb_histogram_sum *sums, uint32_t id)
+times_pack(struct topic_row *row, const struct ftb_histogram_sum *sums)
 {
-    bool is_any = id != FTB_NO_ID && ftb_shard_times(id, sums);
     for (int i = 0; i < FTB_TIMES_N; i++) {
-        bool is_empty = !is_any && sums[i].min_ns == UINT64_MAX;
-        if (!is_empty && histogram_pack(&row->times[i], &sums[i]) < 0) {
+        if (histogram_pack(&row->times[i], &sums[i]) < 0) {
             return -1;
         }
     }
     return 0;
 }
 
+/* Set sums to what was recorded under an id. */
 static void
-times_init(struct ftb_histogram_sum *sums)
+times_read(struct ftb_histogram_sum *sums, uint32_t id)
 {
     for (int i = 0; i < FTB_TIMES_N; i++) {
+        ftb_histogram_sum_clear(&sums[i]);
+    }
+    if (id != FTB_NO_ID) {
+        (void)ftb_shard_times(id, sums);
+    }
+}
+
+static void
+times_add(struct ftb_histogram_sum *sums, const struct ftb_histogram_sum *others)
+{
+    for (int i = 0; i < FTB_TIMES_N; i++) {
+        ftb_histogram_sum_add(&sums[i], &others[i]);
+    }
+}
+
+static struct ftb_histogram_sum *
+times_new(void)
+{
+    struct ftb_histogram_sum *sums = ftb_alloc(FTB_TIMES_N * sizeof *sums);
+    for (int i = 0; sums != NULL && i < FTB_TIMES_N; i++) {
         ftb_histogram_sum_init(&sums[i]);
     }
-}
-
-/* The snapshot of a topic, held, or NULL. */
-static struct ftb_snapshot *
-handlers_hold(struct ftb_topic *topic)
-{
-    struct ftb_thread *thread = ftb_thread_current();
-    return thread != NULL && thread->depth < FTB_DEPTH_MAX
-               ? ftb_topic_hold(thread, topic)
-               : NULL;
-}
-
-static bool
-handlers_reserve(struct figures *figures, size_t n)
-{
-    if (figures->handlers_n + n <= figures->handlers_capacity) {
-        return true;
-    }
-    size_t capacity = ftb_next_pow2(figures->handlers_n + n);
-    struct handler_row *grown = ftb_alloc(capacity * sizeof *grown);
-    if (grown == NULL) {
-        return false;
-    }
-    if (figures->handlers_n > 0) {
-        memcpy(grown, figures->handlers, figures->handlers_n * sizeof *grown);
-    }
-    ftb_free(figures->handlers);
-    figures->handlers = grown;
-    figures->handlers_capacity = capacity;
-    return true;
-}
-
-/* Add the row of a handler of a snapshot that is held; there is room for it. */
-static int
-handlers_add(struct figures *figures, struct ftb_handler *handler)
-{
-    struct handler_row *row = &figures->handlers[figures->handlers_n++];
-    struct ftb_histogram_sum *scratch = figures->scratch;
-    struct ftb_tally_sum sum;
-    row->handler = handler;
-    ftb_handler_retain(handler);
-    ftb_histogram_sum_init(scratch);
-    ftb_tally_sum(handler, &sum, scratch);
-    row->calls = sum.calls;
-    row->failed = sum.failed;
-    return histogram_pack(&row->time, scratch);
-}
-
-/* Rows for all handlers of a topic. */
-static int
-handlers_add_all(struct figures *figures, struct topic_row *row)
-{
-    struct ftb_snapshot *snapshot = handlers_hold(row->topic);
-    if (snapshot == NULL) {
-        return 0;
-    }
-    int result = handlers_reserve(figures, snapshot->n) ? 0 : -1;
-    row->handlers_n = snapshot->n;
-    for (uint32_t i = 0; result == 0 && i < snapshot->n; i++) {
-        result = handlers_add(figures, ftb_snapshot_handlers(snapshot)[i]);
-    }
-    ftb_hazard_drop(ftb_thread_current()); /* a replaced one is reclaimed afterwards */
-    return result;
-}
-
-/* Rank a handler among the slowest, and if it is not, or no more, among those that are
- * called most. */
-static void
-candidate_offer(struct figures *figures, struct candidate one)
-{
-    uint32_t slot = top_offer(&figures->slowest, one.longest_ns, one.calls);
-    if (slot != NOT_TAKEN) {
-        struct candidate fallen = figures->slow_ones[slot];
-        figures->slow_ones[slot] = one;
-        if (fallen.topic == NULL) {
-            return;
-        }
-        one = fallen;
-    }
-    slot = top_offer(&figures->called, one.calls, one.longest_ns);
-    if (slot != NOT_TAKEN) {
-        figures->called_ones[slot] = one;
-    }
-}
-
-static void
-handlers_rank(struct figures *figures, struct ftb_topic *topic)
-{
-    struct ftb_snapshot *snapshot = handlers_hold(topic);
-    if (snapshot == NULL) {
-        return;
-    }
-    figures->rest.handlers_n += snapshot->n;
-    for (uint32_t i = 0; figures->called.capacity > 0 && i < snapshot->n; i++) {
-        struct ftb_handler *handler = ftb_snapshot_handlers(snapshot)[i];
-        struct ftb_tally_sum sum;
-        ftb_tally_sum(handler, &sum, NULL);
-        candidate_offer(
-            figures,
-            (struct candidate){topic, handler->serial, sum.calls, sum.longest_ns});
-    }
-    ftb_hazard_drop(ftb_thread_current());
-}
-
-/* Rows for the handlers that were chosen and are still subscribed. */
-static int
-candidates_add(struct figures *figures, const struct candidate *ones, uint32_t n)
-{
-    int result = handlers_reserve(figures, n) ? 0 : -1;
-    for (uint32_t k = 0; result == 0 && k < n; k++) {
-        struct ftb_snapshot *snapshot = handlers_hold(ones[k].topic);
-        for (uint32_t i = 0; snapshot != NULL && i < snapshot->n; i++) {
-            struct ftb_handler *handler = ftb_snapshot_handlers(snapshot)[i];
-            if (handler->serial == ones[k].serial) {
-                result = handlers_add(figures, handler);
-                break;
-            }
-        }
-        if (snapshot != NULL) {
-            ftb_hazard_drop(ftb_thread_current());
-        }
-    }
-    return result;
+    return sums;
 }
 
 static void
@@ -265,103 +163,158 @@ static struct ftb_totals
 totals_of(uint32_t id)
 {
     struct ftb_totals totals = {0};
-    if (id != FTB_NO_ID) {
-        ftb_shard_sum(id, &totals);
-    }
+    ftb_shard_sum(id, &totals);
     return totals;
+}
+
+/* What one pass has of a topic. */
+struct scanned {
+    uint32_t ix;
+    uint16_t slowest;
+    const struct ftb_totals *totals;
+};
+
+/* Sum the counters of every topic, a page of cells at a time. */
+static void
+scan(
+    struct figures *figures,
+    void (*fn)(struct figures *figures, struct scanned topic, void *context),
+    void *context)
+{
+    const struct ftb_topic_index *index = figures->index;
+    struct ftb_totals totals[FTB_PAGE_CELLS];
+    uint16_t slowest[FTB_PAGE_CELLS];
+    uint32_t n;
+    for (size_t first = 0; first < index->n; first += n) {
+        const uint32_t *ids = index->ids + first;
+        for (n = 1; n < FTB_PAGE_CELLS && first + n < index->n
+                    && ids[n] / FTB_PAGE_CELLS == ids[0] / FTB_PAGE_CELLS;) {
+            n++;
+        }
+        memset(totals, 0, n * sizeof totals[0]);
+        memset(slowest, 0, n * sizeof slowest[0]);
+        ftb_shard_sum_page(ids, n, totals, slowest);
+        for (uint32_t i = 0; i < n; i++) {
+            uint32_t ix = (uint32_t)first + i;
+            fn(figures, (struct scanned){ix, slowest[i], &totals[i]}, context);
+        }
+    }
+}
+
+static void
+topic_pass_over(struct figures *figures, struct scanned topic)
+{
+    totals_add(&figures->rest.totals, topic.totals);
+    figures->rest_ixs[figures->rest_n++] = topic.ix;
+    uint64_t handled = topic.totals->handled;
+    notable_offer(&figures->slowest, topic.ix, topic.slowest, handled);
+    notable_offer(&figures->called, topic.ix, handled, topic.slowest);
 }
 
 /* Give a topic a row, or add it to the rest. */
 static void
-topic_place(struct figures *figures, struct ftb_topic *topic)
+topic_place(struct figures *figures, struct scanned found, void *unused)
 {
-    struct ftb_totals totals = totals_of(ftb_topic_id(topic));
-    size_t place = pins_place(&figures->pins, topic);
-    size_t row_ix;
+    (void)unused;
+    struct ftb_topic *topic = figures->index->topics[found.ix];
+    size_t row_ix, place = pins_place(&figures->pins, topic);
     if (figures->pins.slots[place] == topic) {
         row_ix = figures->pins.rows[place];
     } else {
-        uint64_t traffic = totals.emitted + totals.posted + totals.handled;
+        const struct ftb_totals *totals = found.totals;
+        uint64_t traffic = totals->emitted + totals->posted + totals->handled;
         uint32_t slot = top_offer(&figures->busiest, traffic, 0);
-        if (slot == NOT_TAKEN) {
-            totals_add(&figures->rest.totals, &totals);
-            figures->list[figures->rest_n++] = topic;
+        if (slot == TOP_NOT_TAKEN) {
+            topic_pass_over(figures, found);
             return;
         }
         row_ix = figures->pins.n + slot;
     }
     struct topic_row *row = &figures->rows[row_ix];
     if (row->topic != NULL) {
-        totals_add(&figures->rest.totals, &row->totals);
-        figures->list[figures->rest_n++] = row->topic;
+        topic_pass_over(figures, (struct scanned){row->ix, row->slowest, &row->totals});
     }
     row->topic = topic;
-    row->totals = totals;
+    row->ix = found.ix;
+    row->slowest = found.slowest;
+    row->totals = *found.totals;
 }
 
-struct topic_list {
-    struct ftb_topic **topics;
-    size_t n, capacity;
-};
-
-static void
-topic_list_add(struct ftb_entry *entry, void *context)
+/* The times of the rest, and of all. */
+static int
+copy_other_times(struct figures *figures)
 {
-    struct topic_list *list = context;
-    if (list->n < list->capacity) {
-        list->topics[list->n] = (struct ftb_topic *)(void *)entry;
+    struct ftb_bus *core = figures->bus->core;
+    if (figures->rest_n > 0) {
+        times_read(figures->whole, core->times_id);
+        for (int i = 0; i < FTB_TIMES_N; i++) {
+            ftb_histogram_sum_clear(&figures->scratch[i]);
+            ftb_histogram_sum_split(
+                &figures->whole[i], &figures->shown[i], &figures->scratch[i]);
+        }
+    } else { /* every one was read by itself */
+        times_read(figures->scratch, core->unheard_id);
+        times_add(figures->whole, figures->shown);
+        times_add(figures->whole, figures->scratch);
     }
-    list->n++;
+    return times_pack(&figures->rest, figures->scratch) == 0
+                   && times_pack(&figures->total, figures->whole) == 0
+               ? 0
+               : -1;
 }
 
 /* The rows' times and handlers, and those of the rest. */
-static enum ftb_result
+static int
 copy_details(struct figures *figures)
 {
-    struct ftb_bus *core = figures->bus->core;
-    for (size_t i = 0; i < figures->rows_n; i++) {
+    size_t shown_n = 0;
+    for (size_t i = 0; figures->has_details && i < figures->rows_n; i++) {
         struct topic_row *row = &figures->rows[i];
-        times_init(figures->scratch);
-        if (times_pack(row, figures->scratch, ftb_topic_id(row->topic)) < 0
-            || handlers_add_all(figures, row) < 0) {
-            return FTB_NOMEM;
+        times_read(figures->scratch, ftb_topic_id(row->topic));
+        times_add(figures->shown, figures->scratch);
+        if (times_pack(row, figures->scratch) < 0
+            || figures_add_handlers(figures, row) < 0) {
+            return -1;
         }
+        shown_n += row->handlers_n;
     }
-    for (size_t i = 0; i < figures->rest_n; i++) {
-        uint32_t id = ftb_topic_id(figures->list[i]);
-        if (id != FTB_NO_ID) {
-            (void)ftb_shard_times(id, figures->rest_times);
-        }
-        handlers_rank(figures, figures->list[i]);
+    /* relaxed: who subscribes just now may be missed */
+    size_t subscribed_n = ftb_load_relaxed(&figures->bus->core->subscribed);
+    figures->rest.handlers_n = subscribed_n > shown_n ? subscribed_n - shown_n : 0;
+    if (copy_other_times(figures) < 0) {
+        return -1;
     }
-    times_init(figures->scratch);
-    if (times_pack(&figures->own, figures->scratch, core->own_id) < 0
-        || times_pack(&figures->rest, figures->rest_times, core->unheard_id) < 0
-        || candidates_add(figures, figures->slow_ones, figures->slowest.n) < 0
-        || candidates_add(figures, figures->called_ones, figures->called.n) < 0) {
-        return FTB_NOMEM;
-    }
-    return FTB_OK;
+    times_read(figures->scratch, figures->bus->core->own_id);
+    return times_pack(&figures->own, figures->scratch) == 0
+                   && figures_add_notable(figures) == 0
+               ? 0
+               : -1;
 }
 
 static enum ftb_result
 copy_all(struct figures *figures)
 {
     struct ftb_bus *core = figures->bus->core;
-    struct topic_list list = {figures->list, 0, figures->capacity};
-    ftb_map_each(&core->topics, topic_list_add, &list);
-    if (list.n > list.capacity) {
+    if (figures->is_exact && !ftb_topic_index_is_whole(figures->index, core)) {
         return FTB_FULL;
     }
     figures->own.totals = totals_of(core->own_id);
     struct ftb_totals unheard = totals_of(core->unheard_id);
     totals_add(&figures->rest.totals, &unheard);
-    times_init(figures->rest_times);
-    for (size_t i = 0; i < list.n; i++) {
-        topic_place(figures, list.topics[i]); /* which writes to list[0 .. i] only */
-    }
+    scan(figures, topic_place, NULL);
     figures->rows_n = figures->pins.n + figures->busiest.n;
-    return copy_details(figures);
+    figures->total.totals = figures->rest.totals;
+    for (size_t i = 0; i < figures->rows_n; i++) {
+        totals_add(&figures->total.totals, &figures->rows[i].totals);
+    }
+    return copy_details(figures) == 0 ? FTB_OK : FTB_NOMEM;
+}
+
+static void
+topic_sum(struct figures *figures, struct scanned topic, void *context)
+{
+    (void)figures;
+    totals_add(context, topic.totals);
 }
 
 /* All counters are monotone, so equal sums are equal counters. */
@@ -369,20 +322,12 @@ void
 figures_compare(struct figures *figures)
 {
     struct ftb_bus *core = figures->bus->core;
-    struct ftb_totals now = {0}, then = figures->rest.totals;
+    struct ftb_totals now = {0};
     struct ftb_totals own = totals_of(core->own_id);
-    struct ftb_totals one = totals_of(core->unheard_id);
-    totals_add(&now, &one);
-    for (size_t i = 0; i < figures->rest_n; i++) {
-        one = totals_of(ftb_topic_id(figures->list[i]));
-        totals_add(&now, &one);
-    }
-    for (size_t i = 0; i < figures->rows_n; i++) {
-        one = totals_of(ftb_topic_id(figures->rows[i].topic));
-        totals_add(&now, &one);
-        totals_add(&then, &figures->rows[i].totals);
-    }
-    figures->is_still = memcmp(&now, &then, sizeof now) == 0
+    struct ftb_totals unheard = totals_of(core->unheard_id);
+    totals_add(&now, &unheard);
+    scan(figures, topic_sum, &now);
+    figures->is_still = memcmp(&now, &figures->total.totals, sizeof now) == 0
                         && memcmp(&own, &figures->own.totals, sizeof own) == 0;
 }
 
@@ -393,37 +338,53 @@ figures_copy(struct figures *figures)
     figures->result = copy_all(figures);
 }
 
+/* Whether there is memory for it all. */
+static bool
+figures_init(struct figures *figures, const struct figures_request *request)
+{
+    figures->index = ftb_topic_index_get(figures->bus->core);
+    if (figures->index == NULL) {
+        return false;
+    }
+    size_t topics_n = figures->index->n, max_keys = request->max_keys;
+    size_t busiest_n = max_keys < topics_n ? max_keys : topics_n;
+    /* Where all have rows no handler is left to rank. */
+    size_t others_n = figures->has_details && max_keys < topics_n ? max_keys : 0;
+    size_t pins_size = ftb_next_pow2(2 * request->pinned_n + 1);
+    struct pins *pins = &figures->pins;
+    pins->mask = pins_size - 1;
+    pins->slots = ftb_alloc(pins_size * sizeof(struct ftb_topic *));
+    pins->rows = ftb_alloc(pins_size * sizeof *pins->rows);
+    figures->rest_ixs = ftb_alloc((topics_n + 1) * sizeof *figures->rest_ixs);
+    figures->rows =
+        ftb_alloc((busiest_n + request->pinned_n + 1) * sizeof *figures->rows);
+    figures->scratch = times_new();
+    figures->shown = times_new();
+    figures->whole = times_new();
+    return pins->slots != NULL && pins->rows != NULL && figures->rest_ixs != NULL
+           && figures->rows != NULL && figures->scratch != NULL
+           && figures->shown != NULL && figures->whole != NULL
+           && top_init(&figures->busiest, busiest_n)
+           && notable_init(&figures->slowest, others_n / 2)
+           && notable_init(&figures->called, others_n - others_n / 2);
+}
+
 struct figures *
-figures_new(BusObject *bus, size_t max_keys, size_t pins_n)
+figures_new(BusObject *bus, const struct figures_request *request)
 {
     struct figures *figures = ftb_alloc(sizeof *figures);
     if (figures == NULL) {
         return NULL;
     }
     figures->bus = bus;
-    figures->capacity = ftb_map_len(&bus->core->topics) + 8; /* some may come */
-    /* Where all have rows no handler is left to rank. */
-    size_t others_n = max_keys < figures->capacity ? max_keys : 0;
-    size_t busiest_n = max_keys < figures->capacity ? max_keys : figures->capacity;
-    size_t pins_size = ftb_next_pow2(2 * pins_n + 1);
-    struct pins *pins = &figures->pins;
-    pins->mask = pins_size - 1;
-    pins->slots = ftb_alloc(pins_size * sizeof(struct ftb_topic *));
-    pins->rows = ftb_alloc(pins_size * sizeof *pins->rows);
-    figures->list = ftb_alloc(figures->capacity * sizeof(struct ftb_topic *));
-    figures->rows = ftb_alloc((busiest_n + pins_n + 1) * sizeof *figures->rows);
-    figures->slow_ones = ftb_alloc((others_n + 1) * sizeof *figures->slow_ones);
-    figures->called_ones = ftb_alloc((others_n + 1) * sizeof *figures->called_ones);
-    figures->scratch = ftb_alloc(FTB_TIMES_N * sizeof *figures->scratch);
-    figures->rest_times = ftb_alloc(FTB_TIMES_N * sizeof *figures->rest_times);
-    if (pins->slots == NULL || pins->rows == NULL || figures->list == NULL
-        || figures->rows == NULL || figures->slow_ones == NULL
-        || figures->called_ones == NULL || figures->scratch == NULL
-        || figures->rest_times == NULL || !top_init(&figures->busiest, busiest_n)
-        || !top_init(&figures->slowest, others_n / 2)
-        || !top_init(&figures->called, others_n - others_n / 2)) {
+    figures->is_exact = request->is_exact;
+    figures->has_details = request->has_details;
+    if (!figures_init(figures, request)) {
         figures_free(figures);
         return NULL;
+    }
+    for (size_t i = 0; i < request->pinned_n; i++) {
+        pins_add(&figures->pins, request->pinned[i]);
     }
     return figures;
 }
@@ -443,6 +404,7 @@ figures_free(struct figures *figures)
         row_fini(&figures->rows[i]);
     }
     row_fini(&figures->rest);
+    row_fini(&figures->total);
     row_fini(&figures->own);
     for (size_t i = 0; i < figures->handlers_n; i++) {
         ftb_free(figures->handlers[i].time.pairs);
@@ -450,15 +412,15 @@ figures_free(struct figures *figures)
     }
     ftb_free(figures->pins.slots);
     ftb_free(figures->pins.rows);
-    ftb_free(figures->list);
+    ftb_topic_index_release(figures->index);
     ftb_free(figures->rows);
-    ftb_free(figures->handlers);
     ftb_free(figures->busiest.heap);
-    ftb_free(figures->slowest.heap);
-    ftb_free(figures->called.heap);
-    ftb_free(figures->slow_ones);
-    ftb_free(figures->called_ones);
+    ftb_free(figures->rest_ixs);
+    ftb_free(figures->handlers);
+    notable_fini(&figures->slowest);
+    notable_fini(&figures->called);
     ftb_free(figures->scratch);
-    ftb_free(figures->rest_times);
+    ftb_free(figures->shown);
+    ftb_free(figures->whole);
     ftb_free(figures);
 }

@@ -135,8 +135,9 @@ delivery_encoded(struct delivery *delivery, PyObject *key)
     delivery->encoded = bus_encode_event(delivery->bus, delivery->event);
     if (delivery->stamp_ns != 0) {
         uint64_t now_ns = ftb_now_ns();
-        ftb_cell_record_local(
-            delivery->cell, FTB_TIME_ENCODE, now_ns - delivery->stamp_ns);
+        timing_record(
+            delivery->bus->core, delivery->thread, delivery->cell, FTB_TIME_ENCODE,
+            now_ns - delivery->stamp_ns);
         delivery->stamp_ns = now_ns;
     }
     if (delivery->encoded == NULL) {
@@ -156,7 +157,8 @@ bus_encode(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     struct ftb_topic *topic = bus_topic_of(bus, args[0]);
     struct ftb_thread *thread = topic != NULL ? bus_thread() : NULL;
     struct ftb_cell *cell = thread != NULL ? bus_cell(bus, thread, topic) : NULL;
-    struct delivery delivery = {.bus = bus, .event = args[1], .cell = cell};
+    struct delivery delivery = {
+        .bus = bus, .event = args[1], .thread = thread, .cell = cell};
     delivery.stamp_ns = cell != NULL ? timing_start(bus, thread, topic) : 0;
     PyObject *encoded =
         cell != NULL ? Py_XNewRef(delivery_encoded(&delivery, args[0])) : NULL;

@@ -67,39 +67,27 @@ figures_copy_stopped(struct figures *figures)
 
 #define EXACT_TRIES 100
 
-/* What is asked for. */
-struct request {
-    int exact;
-    size_t max_keys;
-    struct ftb_topic **pinned;
-    size_t pinned_n;
-};
-
 /* One copy, with exact a consistent one. NULL with an exception. */
 static struct figures *
-figures_take(BusObject *bus, const struct request *request)
+figures_take(BusObject *bus, const struct figures_request *request)
 {
     if (bus_thread() == NULL) {
         return NULL;
     }
     for (int tries = 0; tries < EXACT_TRIES; tries++) {
-        struct figures *figures =
-            figures_new(bus, request->max_keys, request->pinned_n);
+        struct figures *figures = figures_new(bus, request);
         if (figures == NULL) {
             PyErr_NoMemory();
             return NULL;
         }
-        for (size_t i = 0; i < request->pinned_n; i++) {
-            figures_pin(figures, request->pinned[i]);
-        }
-        if (!request->exact) {
+        if (!request->is_exact) {
             figures_copy(figures);
         } else if (figures_copy_stopped(figures) < 0) {
             figures_free(figures);
             return NULL;
         }
         enum ftb_result result = figures->result;
-        if (result == FTB_OK && (figures->is_still || !request->exact)) {
+        if (result == FTB_OK && (figures->is_still || !request->is_exact)) {
             return figures;
         }
         figures_free(figures);
@@ -112,46 +100,63 @@ figures_take(BusObject *bus, const struct request *request)
     return NULL;
 }
 
+/* The counters in the order of ftbus.stats.Counters. */
 static PyObject *
-totals_dict(const struct ftb_totals *totals)
+totals_object(const struct ftb_totals *totals)
 {
-    PyObject *dict = PyDict_New();
-#define ADD(name)                                                                      \
-    if (dict != NULL) {                                                                \
-        PyObject *value = PyLong_FromUnsignedLongLong(totals->name);                   \
-        if (value == NULL || PyDict_SetItemString(dict, #name, value) < 0) {           \
-            Py_CLEAR(dict);                                                            \
-        }                                                                              \
-        Py_XDECREF(value);                                                             \
+    unsigned long long shared =
+        totals->given > totals->encoded ? totals->given - totals->encoded : 0;
+    const unsigned long long counts[] = {
+        totals->emitted,  totals->posted,  totals->delivered, totals->dropped,
+        totals->rejected, totals->handled, totals->failed,    totals->encoded,
+        shared,           totals->unheard};
+    Py_ssize_t n = sizeof counts / sizeof counts[0];
+    PyObject *tuple = PyTuple_New(n);
+    for (Py_ssize_t i = 0; tuple != NULL && i < n; i++) {
+        PyObject *count = PyLong_FromUnsignedLongLong(counts[i]);
+        if (count == NULL) {
+            Py_CLEAR(tuple);
+        } else {
+            PyTuple_SET_ITEM(tuple, i, count);
+        }
     }
-    FTB_COUNTERS(ADD)
-#undef ADD
-    return dict;
+    return tuple;
 }
 
-/* ({bucket: count}, sum, min, max), or None. */
+/* ((upper bound, count), ...) */
+static PyObject *
+buckets_object(const struct packed_histogram *packed, unsigned long long *n)
+{
+    PyObject *buckets = PyTuple_New(packed->n);
+    for (uint32_t i = 0; buckets != NULL && i < packed->n; i++) {
+        const struct bucket_count *pair = &packed->pairs[i];
+        PyObject *bucket = Py_BuildValue(
+            "(KK)", (unsigned long long)ftb_histogram_highest(pair->bucket),
+            (unsigned long long)pair->count);
+        if (bucket == NULL) {
+            Py_CLEAR(buckets);
+        } else {
+            PyTuple_SET_ITEM(buckets, i, bucket);
+            *n += pair->count;
+        }
+    }
+    return buckets;
+}
+
+/* What ftbus.histograms.Histogram is made of, in its order; None: nothing. */
 static PyObject *
 histogram_object(const struct packed_histogram *packed)
 {
     if (packed->n == 0) {
         Py_RETURN_NONE;
     }
-    PyObject *counts = PyDict_New();
-    for (uint32_t i = 0; counts != NULL && i < packed->n; i++) {
-        PyObject *bucket = PyLong_FromUnsignedLong(packed->pairs[i].bucket);
-        PyObject *count = PyLong_FromUnsignedLongLong(packed->pairs[i].count);
-        if (bucket == NULL || count == NULL
-            || PyDict_SetItem(counts, bucket, count) < 0) {
-            Py_CLEAR(counts);
-        }
-        Py_XDECREF(bucket);
-        Py_XDECREF(count);
-    }
-    return counts == NULL ? NULL
-                          : Py_BuildValue(
-                                "(NKKK)", counts, (unsigned long long)packed->sum_ns,
-                                (unsigned long long)packed->min_ns,
-                                (unsigned long long)packed->max_ns);
+    unsigned long long n = 0;
+    PyObject *buckets = buckets_object(packed, &n);
+    return buckets == NULL ? NULL
+                           : Py_BuildValue(
+                                 "(KKKKN)", n, (unsigned long long)packed->sum_ns,
+                                 (unsigned long long)packed->min_ns,
+                                 (unsigned long long)packed->max_ns, buckets);
 }
 
 /* (emit, wait, handler, encode) */
@@ -185,7 +190,7 @@ handler_object(const struct handler_row *row)
         (unsigned long long)row->failed, histogram_object(&row->time));
 }
 
-/* (key, timing, counters, times, handlers) */
+/* (counters, key, handlers, timing, times) */
 static PyObject *
 row_object(BusObject *bus, const struct topic_row *row)
 {
@@ -193,8 +198,8 @@ row_object(BusObject *bus, const struct topic_row *row)
         row->topic != NULL ? (int)ftb_topic_timing(row->topic) : (int)bus->core->timing;
     PyObject *key = row->topic != NULL ? row->topic->key_object : Py_None;
     return Py_BuildValue(
-        "(OiNNn)", key, timing, totals_dict(&row->totals), times_object(row->times),
-        (Py_ssize_t)row->handlers_n);
+        "(NOniN)", totals_object(&row->totals), key, (Py_ssize_t)row->handlers_n,
+        timing, times_object(row->times));
 }
 
 /* Append an object (stolen, or NULL) to a list. 0 or -1. */
@@ -206,7 +211,7 @@ list_add(PyObject *list, PyObject *object)
     return result;
 }
 
-/* ([row, ...], own row, [handler, ...]) */
+/* ([row, ...], row of all, own row, [handler, ...]) */
 static PyObject *
 figures_object(const struct figures *figures)
 {
@@ -227,12 +232,14 @@ figures_object(const struct figures *figures)
         Py_XDECREF(handlers);
         return NULL;
     }
-    return Py_BuildValue("(NNN)", rows, row_object(bus, &figures->own), handlers);
+    return Py_BuildValue(
+        "(NNNN)", rows, row_object(bus, &figures->total),
+        row_object(bus, &figures->own), handlers);
 }
 
 /* Put the topics of keys into request->pinned. 0, or -1 with an exception. */
 static int
-request_pin(struct request *request, BusObject *bus, PyObject *keys)
+request_pin(struct figures_request *request, BusObject *bus, PyObject *keys)
 {
     Py_ssize_t n = PyTuple_GET_SIZE(keys);
     request->pinned = ftb_alloc(((size_t)n + 1) * sizeof(struct ftb_topic *));
@@ -253,20 +260,22 @@ request_pin(struct request *request, BusObject *bus, PyObject *keys)
     return 0;
 }
 
-/* _figures(exact, max_keys, keys) -> ([(key, timing, counters, times, handlers), ...],
- * own, [(key, callable, serial, calls, failed, time), ...]). The rows are those of `keys`
- * and of the max_keys busiest others; negative: all. The last one, with key None, counts
- * events whose key nobody ever named, tasks, and all that has no row. `own` counts
- * look-ups and events with a partition. */
+/* _figures(exact, max_keys, keys, details) -> ([row, ...], row of all, own row,
+ * [(key, callable, serial, calls, failed, time), ...]), where a row is (counters, key,
+ * handlers, timing, times). The rows are those of `keys` and of the max_keys busiest
+ * others; negative: all. The last one, with key None, counts events whose key nobody ever
+ * named, tasks, and all that has no row. The own row counts look-ups and events with a
+ * partition. Without details only counters are in the rows, and there are no handlers. */
 PyObject *
 bus_figures(PyObject *self, PyObject *args)
 {
     BusObject *bus = (BusObject *)self;
-    struct request request = {0};
+    struct figures_request request = {0};
     Py_ssize_t max_keys;
     PyObject *keys;
     if (!PyArg_ParseTuple(
-            args, "pnO!", &request.exact, &max_keys, &PyTuple_Type, &keys)) {
+            args, "pnO!p", &request.is_exact, &max_keys, &PyTuple_Type, &keys,
+            &request.has_details)) {
         return NULL;
     }
     request.max_keys = max_keys < 0 ? SIZE_MAX : (size_t)max_keys;

@@ -41,17 +41,28 @@ timing_start(BusObject *bus, struct ftb_thread *thread, const struct ftb_topic *
     }
 }
 
+void
+timing_record(
+    const struct ftb_bus *bus, struct ftb_thread *thread, struct ftb_cell *cell,
+    enum ftb_time what, uint64_t ns)
+{
+    struct ftb_cell *all = ftb_shard_cell_local(thread->shard, bus->times_id);
+    if (all != NULL && ftb_cell_record_local(all, what, ns)) {
+        (void)ftb_cell_record_local(cell, what, ns);
+    }
+}
+
 uint64_t
 timing_waited(
     BusObject *bus, struct ftb_thread *thread, struct ftb_cell *cell,
     uint64_t posted_ns, int has_partition)
 {
     uint64_t now_ns = ftb_now_ns();
-    ftb_cell_record_local(cell, FTB_TIME_WAIT, now_ns - posted_ns);
+    timing_record(bus->core, thread, cell, FTB_TIME_WAIT, now_ns - posted_ns);
     struct ftb_cell *own =
         has_partition ? ftb_shard_cell_local(thread->shard, bus->core->own_id) : NULL;
     if (own != NULL) {
-        ftb_cell_record_local(own, FTB_TIME_WAIT, now_ns - posted_ns);
+        (void)ftb_cell_record_local(own, FTB_TIME_WAIT, now_ns - posted_ns);
     }
     return now_ns;
 }
@@ -70,7 +81,9 @@ timing_called(
         return 0;
     }
     uint64_t now_ns = ftb_now_ns();
-    ftb_cell_record_local(cell, FTB_TIME_HANDLER, now_ns - start_ns);
+    const struct ftb_topic *topic = handler->topic;
+    timing_record(topic->bus, thread, cell, FTB_TIME_HANDLER, now_ns - start_ns);
+    ftb_shard_note_slow_local(thread->shard, ftb_topic_id(topic), now_ns - start_ns);
     if (tally != NULL) {
         ftb_tally_record_local(tally, now_ns - start_ns);
     }

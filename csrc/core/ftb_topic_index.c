@@ -1,0 +1,120 @@
+#include "ftb_topic_index.h"
+
+#include <stdlib.h>
+
+void
+ftb_topic_index_release(struct ftb_topic_index *index)
+{
+    /* acq_rel: all that the others read of it comes before the free */
+    if (index != NULL && ftb_sub_acq_rel(&index->refs, 1) == 1) {
+        ftb_free(index->topics);
+        ftb_free(index->ids);
+        ftb_free(index);
+    }
+}
+
+bool
+ftb_topic_index_is_whole(const struct ftb_topic_index *index, struct ftb_bus *bus)
+{
+    return index->n == ftb_map_len(&bus->topics);
+}
+
+static struct ftb_topic_index *
+index_new(size_t room)
+{
+    struct ftb_topic_index *index = ftb_alloc(sizeof *index);
+    if (index == NULL) {
+        return NULL;
+    }
+    ftb_init(&index->refs, 1);
+    index->topics = ftb_alloc(room * sizeof(struct ftb_topic *));
+    index->ids = ftb_alloc(room * sizeof *index->ids);
+    if (index->topics == NULL || index->ids == NULL) {
+        ftb_topic_index_release(index);
+        return NULL;
+    }
+    return index;
+}
+
+struct walk {
+    struct ftb_topic_index *index;
+    size_t room;
+};
+
+static void
+topic_add(struct ftb_entry *entry, void *context)
+{
+    struct walk *walk = context;
+    size_t place = walk->index->n++;
+    if (place < walk->room) {
+        walk->index->topics[place] = (struct ftb_topic *)(void *)entry;
+    }
+}
+
+static int
+compare_ids(const void *a, const void *b)
+{
+    uint32_t x = ftb_topic_id(*(struct ftb_topic *const *)a);
+    uint32_t y = ftb_topic_id(*(struct ftb_topic *const *)b);
+    return (x > y) - (x < y);
+}
+
+static struct ftb_topic_index *
+index_make(struct ftb_bus *bus)
+{
+    size_t room = ftb_map_len(&bus->topics) + 8; /* some may come */
+    struct ftb_topic_index *index = index_new(room);
+    while (index != NULL) {
+        struct walk walk = {index, room};
+        ftb_map_each(&bus->topics, topic_add, &walk);
+        if (index->n <= room) {
+            break;
+        }
+        /* So many came meanwhile that it may be an older one that had no place. */
+        room = 2 * index->n;
+        ftb_topic_index_release(index);
+        index = index_new(room);
+    }
+    if (index == NULL) {
+        return NULL;
+    }
+    qsort(index->topics, index->n, sizeof(struct ftb_topic *), compare_ids);
+    for (size_t i = 0; i < index->n; i++) {
+        index->ids[i] = ftb_topic_id(index->topics[i]);
+    }
+    return index;
+}
+
+/* The kept index, or `fresh` in its place if that has more; one reference. NULL: there is
+ * none, or it is too short. */
+static struct ftb_topic_index *
+index_choose(struct ftb_bus *bus, struct ftb_topic_index *fresh)
+{
+    pthread_mutex_lock(&bus->index_lock);
+    struct ftb_topic_index *index = bus->index, *old = NULL;
+    if (fresh != NULL && (index == NULL || fresh->n > index->n)) {
+        old = index;
+        index = bus->index = fresh; /* whose one reference this is */
+    } else {
+        old = fresh;
+    }
+    if (index != NULL && (fresh != NULL || ftb_topic_index_is_whole(index, bus))) {
+        ftb_add_relaxed(&index->refs, 1); /* relaxed: the lock keeps it */
+    } else {
+        index = NULL;
+    }
+    pthread_mutex_unlock(&bus->index_lock);
+    ftb_topic_index_release(old);
+    return index;
+}
+
+struct ftb_topic_index *
+ftb_topic_index_get(struct ftb_bus *bus)
+{
+    struct ftb_topic_index *index = index_choose(bus, NULL);
+    if (index == NULL) {
+        index = index_make(bus);
+        index = index != NULL ? index_choose(bus, index) : NULL;
+    }
+    return index;
+}
