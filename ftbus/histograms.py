@@ -7,9 +7,9 @@ width, so a value is known to within 1/32 (3.1 %). csrc/core/ftb_histogram.h fil
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from dataclasses import dataclass
-from itertools import accumulate
+from array import array
+from dataclasses import dataclass, field
+from itertools import chain
 from math import ceil
 from typing import TYPE_CHECKING, Any, Self
 
@@ -36,7 +36,9 @@ def bounds_of(bucket: int) -> tuple[int, int]:
     return lowest, lowest + (1 << octave) - 1
 
 
-_UPPER = tuple(bounds_of(bucket)[1] for bucket in range(BUCKETS))
+def _pack(buckets: Iterable[tuple[int, int]]) -> bytes:
+    """Return Histogram.packed of buckets in ascending order."""
+    return array("Q", chain.from_iterable(buckets)).tobytes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,20 @@ class Histogram:
     """The shortest, in nanoseconds; 0 if there is none. After since(): its bucket's."""
     max_ns: int = 0
     """The longest, in nanoseconds; 0 if there is none. After since(): its bucket's."""
-    buckets: tuple[tuple[int, int], ...] = ()
-    """(upper bound in ns, inclusive; durations in it), ascending, without empty ones.
-    The counts are per bucket, not cumulative."""
+    packed: bytes = field(default=b"", repr=False)
+    """The buckets as the core gives them: native unsigned 64-bit numbers, in pairs."""
+
+    @property
+    def buckets(self) -> tuple[tuple[int, int], ...]:
+        """Pairs (upper bound in ns, inclusive; durations in it), ascending.
+
+        Empty ones are left out; counts are not cumulative. Made anew at each call.
+        """
+        return tuple(self._pairs())
+
+    def _pairs(self) -> Iterable[tuple[int, int]]:
+        numbers = memoryview(self.packed).cast("Q").tolist()
+        return zip(numbers[::2], numbers[1::2], strict=True)
 
     @property
     def mean_ns(self) -> float:
@@ -94,35 +107,45 @@ class Histogram:
         """
         if not 0 <= q <= 100:
             raise ValueError(f"percentile {q!r} is not in 0..100")
-        if not self.count:
-            return 0
-        rank = max(1, ceil(self.count * q / 100))
-        if rank == self.count:
-            return self.max_ns
-        totals = list(accumulate(n for _, n in self.buckets))
-        place = bisect_left(totals, rank)
-        upper, n = self.buckets[place]
-        lower, _ = bounds_of(bucket_of(upper))
-        into = rank - (totals[place] - n)  # 1 .. n
-        value = lower + (upper - lower) * into // (n + 1)
-        return min(max(value, self.min_ns), self.max_ns)
+        return self._percentiles((q,))[0]
+
+    def _percentiles(self, descending: Iterable[float]) -> list[int]:
+        """Return percentiles in one pass from the end: the high ones are near."""
+        values = []
+        numbers = memoryview(self.packed).cast("Q")
+        place = len(numbers) - 1
+        before = self.count - numbers[place] if numbers else 0
+        for q in descending:
+            rank = max(1, ceil(self.count * q / 100))
+            if rank >= self.count:
+                values.append(self.max_ns)
+                continue
+            while before >= rank:
+                place -= 2
+                before -= numbers[place]
+            upper, n = numbers[place - 1], numbers[place]
+            lower, _ = bounds_of(bucket_of(upper))
+            into = rank - before  # 1 .. n
+            value = lower + (upper - lower) * into // (n + 1)
+            values.append(min(max(value, self.min_ns), self.max_ns))
+        return values
 
     def merged(self, other: Histogram) -> Self:
         """Return the histogram of the durations of both, exactly."""
         if not self.count or not other.count:
             full = self if self.count else other
             return type(self)(
-                full.count, full.sum_ns, full.min_ns, full.max_ns, full.buckets
+                full.count, full.sum_ns, full.min_ns, full.max_ns, full.packed
             )
-        counts = dict(self.buckets)
-        for upper, n in other.buckets:
+        counts = dict(self._pairs())
+        for upper, n in other._pairs():
             counts[upper] = counts.get(upper, 0) + n
         return type(self)(
             self.count + other.count,
             self.sum_ns + other.sum_ns,
             min(self.min_ns, other.min_ns),
             max(self.max_ns, other.max_ns),
-            tuple(sorted(counts.items())),
+            _pack(sorted(counts.items())),
         )
 
     def since(self, earlier: Histogram) -> Self:
@@ -132,14 +155,16 @@ class Histogram:
         """
         if not earlier.count:
             return type(self)(
-                self.count, self.sum_ns, self.min_ns, self.max_ns, self.buckets
+                self.count, self.sum_ns, self.min_ns, self.max_ns, self.packed
             )
-        before = dict(earlier.buckets)
-        buckets = tuple(
+        if self.count <= earlier.count:
+            return type(self)()
+        before = dict(earlier._pairs())
+        buckets = [
             (upper, left)
-            for upper, n in self.buckets
+            for upper, n in self._pairs()
             if (left := n - before.get(upper, 0)) > 0
-        )
+        ]
         if not buckets:
             return type(self)()
         lowest, _ = bounds_of(bucket_of(buckets[0][0]))
@@ -148,23 +173,29 @@ class Histogram:
             max(0, self.sum_ns - earlier.sum_ns),
             max(lowest, self.min_ns),
             min(buckets[-1][0], self.max_ns),
-            buckets,
+            _pack(buckets),
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures and the usual percentiles, ready for JSON."""
-        return {
+    def to_dict(self, buckets: bool = True) -> dict[str, Any]:
+        """Return the figures and the usual percentiles, ready for JSON.
+
+        buckets: with the buckets too.
+        """
+        p999_ns, p99_ns, p90_ns, p50_ns = self._percentiles((99.9, 99, 90, 50))
+        tree: dict[str, Any] = {
             "count": self.count,
             "sum_ns": self.sum_ns,
             "min_ns": self.min_ns,
             "max_ns": self.max_ns,
             "mean_ns": self.mean_ns,
-            "p50_ns": self.p50_ns,
-            "p90_ns": self.p90_ns,
-            "p99_ns": self.p99_ns,
-            "p999_ns": self.p999_ns,
-            "buckets": [list(pair) for pair in self.buckets],
+            "p50_ns": p50_ns,
+            "p90_ns": p90_ns,
+            "p99_ns": p99_ns,
+            "p999_ns": p999_ns,
         }
+        if buckets:
+            tree["buckets"] = [list(pair) for pair in self.buckets]
+        return tree
 
 
 EMPTY = Histogram()
@@ -173,13 +204,13 @@ EMPTY = Histogram()
 def from_counts(
     counts: Mapping[int, int], sum_ns: int, min_ns: int, max_ns: int
 ) -> Histogram:
-    """Make a Histogram of the counts by bucket number, as the core has them."""
+    """Make a Histogram of the counts by bucket number."""
     return Histogram(
         sum(counts.values()),
         sum_ns,
         min_ns,
         max_ns,
-        tuple((_UPPER[bucket], counts[bucket]) for bucket in sorted(counts)),
+        _pack((bounds_of(bucket)[1], counts[bucket]) for bucket in sorted(counts)),
     )
 
 
@@ -190,12 +221,12 @@ def merge(histograms: Iterable[Histogram]) -> Histogram:
         return full[0] if full else EMPTY
     counts: dict[int, int] = {}
     for each in full:
-        for upper, n in each.buckets:
+        for upper, n in each._pairs():
             counts[upper] = counts.get(upper, 0) + n
     return Histogram(
         sum(each.count for each in full),
         sum(each.sum_ns for each in full),
         min(each.min_ns for each in full),
         max(each.max_ns for each in full),
-        tuple(sorted(counts.items())),
+        _pack(sorted(counts.items())),
     )

@@ -5,10 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from dataclasses import fields
-from operator import mul
 from typing import TYPE_CHECKING, Any
 
+from ftbus import _core
 from ftbus.buffers import default_pool
 from ftbus.errors import InvalidOptionError
 from ftbus.failures import Failures, name_of
@@ -24,7 +23,6 @@ from ftbus.stats import (
     LookupStats,
     PartitionStats,
     RateStats,
-    Times,
     TopicStats,
     WorkerStats,
     busiest_first,
@@ -38,12 +36,9 @@ TIMINGS = ("off", "sampled", "all")
 _INTERVAL_MAX = 1 << 29
 _SPACING_S = 0.25  # between two snapshots that are kept for the rates
 _KEPT_FOR_S = 2 * WINDOWS_S[-1]
-# 1 for each field of Counters that counts even if nothing else does.
-_KEPT_WHEN_UNCOUNTED = tuple(
-    int(each.name in {"posted", "delivered", "dropped", "rejected"})
-    for each in fields(Counters)
-)
-_NOTHING = (None,) * len(fields(Times))
+_KEPT_WHEN_UNCOUNTED = ("posted", "delivered", "dropped", "rejected")
+
+_core.set_row_types(TopicStats, NO_TIMES, EMPTY, TIMINGS)
 
 
 def timing_options(timing: object, interval: object, counting: object) -> int:
@@ -122,12 +117,12 @@ class Monitor:
         details: bool,
     ) -> BusStats:
         """Sum what every thread has counted."""
-        rows, of_all, own, row_handlers = bus._figures(
+        topics, total, own, row_handlers = bus._figures(
             exact, -1 if max_keys is None else max_keys, keys, details
         )
-        topics = [self._topic_row(*row) for row in rows]
+        if not self.counting:
+            topics, total = list(map(_uncounted, topics)), _uncounted(total)
         handlers = [self._handler_row(*row) for row in row_handlers]
-        total = self._topic_row(*of_all)
         pool = bus._pool_stats()
         now_s = time.monotonic()
         return BusStats(
@@ -158,25 +153,19 @@ class Monitor:
             buffers=default_pool.stats(),
         )
 
-    def _topic_row(
-        self,
-        counts: tuple[int, ...],
-        key: object,
-        handlers: int,
-        timing: int,
-        times: tuple[Any, ...],
-    ) -> TopicStats:
-        if not self.counting:
-            counts = tuple(map(mul, counts, _KEPT_WHEN_UNCOUNTED))
-        return TopicStats(*counts, key, handlers, TIMINGS[timing], _times(times))
-
     def _handler_row(
-        self, key: object, handler: object, serial: int, calls: int, failed: int, t: Any
+        self,
+        key: object,
+        handler: object,
+        serial: int,
+        calls: int,
+        failed: int,
+        time: Histogram,
     ) -> HandlerStats:
         if not self.counting:
             calls = failed = 0
         name = name_of(handler) if handler is not None else "(gone)"
-        return HandlerStats(key, name, serial, calls, failed, _histogram(t))
+        return HandlerStats(key, name, serial, calls, failed, time)
 
     def _rates(self, now_s: float, now: Counters) -> tuple[RateStats, ...]:
         """Return the rates up to now, and keep this snapshot for later ones."""
@@ -207,27 +196,21 @@ def _rate(window_s: int, seconds: float, then: Counters, now: Counters) -> RateS
     return RateStats(window_s, seconds, **per_s)
 
 
-def _histogram(packed: tuple[Any, ...] | None) -> Histogram:
-    return EMPTY if packed is None else Histogram(*packed)
+def _uncounted(row: TopicStats) -> TopicStats:
+    kept = {name: getattr(row, name) for name in _KEPT_WHEN_UNCOUNTED}
+    return TopicStats(**kept, key=row.key, handlers=row.handlers, timing=row.timing)
 
 
-def _times(packed: tuple[Any, ...]) -> Times:
-    return NO_TIMES if packed == _NOTHING else Times(*map(_histogram, packed))
+def _lookups(own: Counters, total: Counters) -> LookupStats:
+    hits, misses = own.emitted, own.unheard
+    return LookupStats(hits, misses, max(0, total.emitted - hits - misses))
 
 
-def _lookups(own: Any, total: Counters) -> LookupStats:
-    found = Counters(*own[0])
-    avoided = max(0, total.emitted - found.emitted - found.unheard)
-    return LookupStats(found.emitted, found.unheard, avoided)
-
-
-def _partitions(own: Any, pool: dict[str, Any]) -> PartitionStats:
-    counts, _, _, _, times = own
-    those = Counters(*counts)
+def _partitions(own: TopicStats, pool: dict[str, Any]) -> PartitionStats:
     return PartitionStats(
         groups=pool["groups"],
         busy=pool["groups_busy"],
-        queued=max(0, those.posted - those.delivered - those.dropped),
-        posted=those.posted,
-        wait=_histogram(times[1]),
+        queued=max(0, own.posted - own.delivered - own.dropped),
+        posted=own.posted,
+        wait=own.times.wait,
     )

@@ -63,6 +63,14 @@ class MonitoredBus(_core.Bus):
             raise InvalidOptionError("max_keys", max_keys, "None, or 0 or more")
         return self._monitor.stats(self._event_bus, exact, max_keys, tuple(keys))
 
+    def _counters(self, max_keys: int, keys: Iterable[object] = ()) -> BusStats:
+        """Return stats(max_keys=..., keys=...) of which nobody wants the rows' times.
+
+        They have none, and handlers no rows, which takes a third of the time.
+        """
+        bus = self._event_bus
+        return self._monitor.stats(bus, False, max_keys, tuple(keys), details=False)
+
     def reset_stats(self) -> None:
         """Let stats() and report() count from here. No counter is ever zeroed."""
         self._monitor.reset(self._event_bus)

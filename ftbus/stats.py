@@ -7,6 +7,7 @@ that a handler could wait for. Times are of sampled events, see BusStats.timing.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -15,7 +16,7 @@ from ftbus.buffers import PoolStats
 from ftbus.histograms import EMPTY, Histogram, merge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 type Timing = Literal["off", "sampled", "all"]
 
@@ -428,8 +429,7 @@ class BusStats(Counters):
 
         A histogram is what Histogram.to_dict() returns: percentiles and buckets.
         """
-        tree: dict[str, Any] = _plain(self)
-        return tree
+        return plain(self)
 
 
 class Baseline:
@@ -448,18 +448,35 @@ class Baseline:
         return now._since(self)
 
 
-def _plain(value: Any) -> Any:
-    """Return a dataclass as what JSON knows; a key as its repr."""
-    if isinstance(value, Histogram):
-        return value.to_dict()
-    if is_dataclass(value):
-        tree = {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
-        if isinstance(value, TopicStats | HandlerStats):
-            tree["key"] = repr(value.key)
-        return tree
-    if isinstance(value, tuple):
-        return [_plain(each) for each in value]
-    return value
+def plain(
+    value: Any, text_of: Callable[[object], str] = repr, *, row_buckets: bool = True
+) -> dict[str, Any]:
+    """Return a dataclass as nested dicts and lists, ready for JSON.
+
+    text_of: makes a text of a key.
+    row_buckets: give the histograms of rows with their buckets.
+    """
+    tree: dict[str, Any] = {}
+    for name in _names_of(type(value)):
+        each = getattr(value, name)
+        if isinstance(each, tuple):
+            rows = [plain(row, text_of, row_buckets=row_buckets) for row in each]
+            tree[name] = rows
+        elif isinstance(each, Histogram):
+            tree[name] = each.to_dict(row_buckets)
+        elif name == "times":
+            has_buckets = row_buckets or isinstance(value, BusStats)
+            tree[name] = plain(each, row_buckets=has_buckets)
+        else:
+            tree[name] = plain(each) if is_dataclass(each) else each
+    if isinstance(value, TopicStats | HandlerStats):
+        tree["key"] = text_of(value.key)
+    return tree
+
+
+@cache
+def _names_of(kind: Any) -> tuple[str, ...]:
+    return tuple(each.name for each in fields(kind))
 
 
 def _is_same_key(one: object, two: object) -> bool:

@@ -51,6 +51,8 @@ static PyMethodDef module_methods[] = {
      PyDoc_STR("Let an object of this module live until the process ends.")},
     {"reclaim", reclaim, METH_NOARGS,
      PyDoc_STR("Free what no emit can see any more; return how much is still held.")},
+    {"set_row_types", ftb_set_row_types, METH_VARARGS,
+     PyDoc_STR("Say what Bus._figures() makes its rows of.")},
     {NULL, NULL, 0, NULL},
 };
 

@@ -8,8 +8,11 @@
  * twice: should some version of Python not stop the others, the two differ. */
 #include "stats.h"
 
+#include <string.h>
+
 #include "errors.h"
 #include "figures.h"
+#include "record.h"
 
 /* The object whose tp_traverse does the copying; the collector never meets it. */
 typedef struct {
@@ -100,79 +103,80 @@ figures_take(BusObject *bus, const struct figures_request *request)
     return NULL;
 }
 
-/* The counters in the order of ftbus.stats.Counters. */
-static PyObject *
-totals_object(const struct ftb_totals *totals)
+/* What rows are made of; set once, by the import of ftbus.monitor. */
+static struct record topic_record, times_record, histogram_record;
+static PyObject *no_times, *no_histogram, *timings;
+
+/* set_row_types(TopicStats, an empty Times, an empty Histogram, timings) */
+PyObject *
+ftb_set_row_types(PyObject *module, PyObject *args)
 {
-    unsigned long long shared =
-        totals->given > totals->encoded ? totals->given - totals->encoded : 0;
-    const unsigned long long counts[] = {
-        totals->emitted,  totals->posted,  totals->delivered, totals->dropped,
-        totals->rejected, totals->handled, totals->failed,    totals->encoded,
-        shared,           totals->unheard};
-    Py_ssize_t n = sizeof counts / sizeof counts[0];
-    PyObject *tuple = PyTuple_New(n);
-    for (Py_ssize_t i = 0; tuple != NULL && i < n; i++) {
-        PyObject *count = PyLong_FromUnsignedLongLong(counts[i]);
-        if (count == NULL) {
-            Py_CLEAR(tuple);
-        } else {
-            PyTuple_SET_ITEM(tuple, i, count);
-        }
+    (void)module;
+    static const char *const topic_names[] = {
+        "emitted", "posted", "delivered", "dropped", "rejected", "handled", "failed",
+        "encoded", "shared", "unheard",   "key",     "handlers", "timing",  "times"};
+    static const char *const times_names[] = {"emit", "wait", "handler", "encode"};
+    static const char *const histogram_names[] = {
+        "count", "sum_ns", "min_ns", "max_ns", "packed"};
+    PyObject *topic_type, *times, *histogram, *names;
+    if (!PyArg_ParseTuple(
+            args, "OOOO!", &topic_type, &times, &histogram, &PyTuple_Type, &names)
+        || record_init(&topic_record, topic_type, topic_names, 14) < 0
+        || record_init(&times_record, (PyObject *)Py_TYPE(times), times_names, 4) < 0
+        || record_init(
+               &histogram_record, (PyObject *)Py_TYPE(histogram), histogram_names, 5)
+               < 0) {
+        return NULL;
     }
-    return tuple;
+    Py_XSETREF(no_times, Py_NewRef(times));
+    Py_XSETREF(no_histogram, Py_NewRef(histogram));
+    Py_XSETREF(timings, Py_NewRef(names));
+    Py_RETURN_NONE;
 }
 
-/* ((upper bound, count), ...) */
-static PyObject *
-buckets_object(const struct packed_histogram *packed, unsigned long long *n)
-{
-    PyObject *buckets = PyTuple_New(packed->n);
-    for (uint32_t i = 0; buckets != NULL && i < packed->n; i++) {
-        const struct bucket_count *pair = &packed->pairs[i];
-        PyObject *bucket = Py_BuildValue(
-            "(KK)", (unsigned long long)ftb_histogram_highest(pair->bucket),
-            (unsigned long long)pair->count);
-        if (bucket == NULL) {
-            Py_CLEAR(buckets);
-        } else {
-            PyTuple_SET_ITEM(buckets, i, bucket);
-            *n += pair->count;
-        }
-    }
-    return buckets;
-}
-
-/* What ftbus.histograms.Histogram is made of, in its order; None: nothing. */
+/* Buckets go as bytes: there may be a hundred in each of hundreds of histograms, and as
+ * tuples they would have the collector run, which stops all threads. */
 static PyObject *
 histogram_object(const struct packed_histogram *packed)
 {
     if (packed->n == 0) {
-        Py_RETURN_NONE;
+        return Py_NewRef(no_histogram);
     }
-    unsigned long long n = 0;
-    PyObject *buckets = buckets_object(packed, &n);
-    return buckets == NULL ? NULL
-                           : Py_BuildValue(
-                                 "(KKKKN)", n, (unsigned long long)packed->sum_ns,
-                                 (unsigned long long)packed->min_ns,
-                                 (unsigned long long)packed->max_ns, buckets);
+    Py_ssize_t size = (Py_ssize_t)(packed->n * 2 * sizeof(uint64_t));
+    PyObject *buckets = PyBytes_FromStringAndSize(NULL, size);
+    if (buckets == NULL) {
+        return NULL;
+    }
+    char *to = PyBytes_AS_STRING(buckets);
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < packed->n; i++, to += 2 * sizeof(uint64_t)) {
+        const struct bucket_count *pair = &packed->pairs[i];
+        uint64_t numbers[] = {ftb_histogram_highest(pair->bucket), pair->count};
+        memcpy(to, numbers, sizeof numbers);
+        n += pair->count;
+    }
+    PyObject *values[] = {
+        PyLong_FromUnsignedLongLong(n), PyLong_FromUnsignedLongLong(packed->sum_ns),
+        PyLong_FromUnsignedLongLong(packed->min_ns),
+        PyLong_FromUnsignedLongLong(packed->max_ns), buckets};
+    return record_new(&histogram_record, values);
 }
 
-/* (emit, wait, handler, encode) */
 static PyObject *
 times_object(const struct packed_histogram *times)
 {
-    PyObject *tuple = PyTuple_New(FTB_TIMES_N);
-    for (int i = 0; tuple != NULL && i < FTB_TIMES_N; i++) {
-        PyObject *one = histogram_object(&times[i]);
-        if (one == NULL) {
-            Py_CLEAR(tuple);
-        } else {
-            PyTuple_SET_ITEM(tuple, i, one);
-        }
+    PyObject *values[FTB_TIMES_N];
+    uint32_t n = 0;
+    for (int i = 0; i < FTB_TIMES_N; i++) {
+        n += times[i].n;
     }
-    return tuple;
+    if (n == 0) {
+        return Py_NewRef(no_times);
+    }
+    for (int i = 0; i < FTB_TIMES_N; i++) {
+        values[i] = histogram_object(&times[i]);
+    }
+    return record_new(&times_record, values);
 }
 
 /* (key, callable, serial, calls, failed, time) */
@@ -190,16 +194,32 @@ handler_object(const struct handler_row *row)
         (unsigned long long)row->failed, histogram_object(&row->time));
 }
 
-/* (counters, key, handlers, timing, times) */
+/* A TopicStats. */
 static PyObject *
 row_object(BusObject *bus, const struct topic_row *row)
 {
-    int timing =
-        row->topic != NULL ? (int)ftb_topic_timing(row->topic) : (int)bus->core->timing;
+    const struct ftb_totals *totals = &row->totals;
+    uint64_t shared =
+        totals->given > totals->encoded ? totals->given - totals->encoded : 0;
+    enum ftb_timing timing =
+        row->topic != NULL ? ftb_topic_timing(row->topic) : bus->core->timing;
     PyObject *key = row->topic != NULL ? row->topic->key_object : Py_None;
-    return Py_BuildValue(
-        "(NOniN)", totals_object(&row->totals), key, (Py_ssize_t)row->handlers_n,
-        timing, times_object(row->times));
+    PyObject *values[] = {
+        PyLong_FromUnsignedLongLong(totals->emitted),
+        PyLong_FromUnsignedLongLong(totals->posted),
+        PyLong_FromUnsignedLongLong(totals->delivered),
+        PyLong_FromUnsignedLongLong(totals->dropped),
+        PyLong_FromUnsignedLongLong(totals->rejected),
+        PyLong_FromUnsignedLongLong(totals->handled),
+        PyLong_FromUnsignedLongLong(totals->failed),
+        PyLong_FromUnsignedLongLong(totals->encoded),
+        PyLong_FromUnsignedLongLong(shared),
+        PyLong_FromUnsignedLongLong(totals->unheard),
+        Py_NewRef(key),
+        PyLong_FromSize_t(row->handlers_n),
+        PySequence_GetItem(timings, (Py_ssize_t)timing),
+        times_object(row->times)};
+    return record_new(&topic_record, values);
 }
 
 /* Append an object (stolen, or NULL) to a list. 0 or -1. */
@@ -261,8 +281,8 @@ request_pin(struct figures_request *request, BusObject *bus, PyObject *keys)
 }
 
 /* _figures(exact, max_keys, keys, details) -> ([row, ...], row of all, own row,
- * [(key, callable, serial, calls, failed, time), ...]), where a row is (counters, key,
- * handlers, timing, times). The rows are those of `keys` and of the max_keys busiest
+ * [(key, callable, serial, calls, failed, time), ...]), where a row is a TopicStats. The
+ * rows are those of `keys` and of the max_keys busiest
  * others; negative: all. The last one, with key None, counts events whose key nobody ever
  * named, tasks, and all that has no row. The own row counts look-ups and events with a
  * partition. Without details only counters are in the rows, and there are no handlers. */

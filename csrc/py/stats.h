@@ -6,6 +6,9 @@
 
 extern PyTypeObject ftb_cut_type;
 
+/* The body of _core.set_row_types(). */
+PyObject *ftb_set_row_types(PyObject *module, PyObject *args);
+
 /* subscription.c: the callable of a handler, or NULL if its weak target died. */
 PyObject *ftb_handler_callable(struct ftb_handler *handler);
 

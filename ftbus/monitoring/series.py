@@ -80,7 +80,7 @@ class KeySeries:
         """
         with self._lock:  # the figures of two readers are not mixed up
             free = self._limit - len(self._keys)
-            stats = bus.stats(max_keys=free, keys=self._keys.values())
+            stats = bus._counters(free, self._keys.values())
             keys = [row.key for row in stats.topics if row.key is not None]
             self._keys.update({id(key): key for key in keys})
         return stats, _labelled(stats.topics)

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import ftbus
 from ftbus.labels import OTHER, label
-from ftbus.stats import TopicStats, merge_counters, merge_times
+from ftbus.stats import TopicStats, merge_counters, merge_times, plain
 
 if TYPE_CHECKING:
     from ftbus.bus import EventBus
-    from ftbus.stats import BusStats, Counters, HandlerStats
+    from ftbus.stats import BusStats, HandlerStats
 
 VERSION: Final = 1
 ROWS_DEFAULT: Final = 100
@@ -87,11 +87,6 @@ def describe_process() -> dict[str, Any]:
     }
 
 
-def traffic(row: Counters) -> int:
-    """Return what rows are ranked by: events offered, and handler calls."""
-    return row.emitted + row.posted + row.handled
-
-
 def other(rows: list[TopicStats]) -> TopicStats:
     """Return the sum of rows, as one of no key."""
     return TopicStats(
@@ -102,26 +97,30 @@ def other(rows: list[TopicStats]) -> TopicStats:
 
 
 def bounded(stats: BusStats, rows: int) -> BusStats:
-    """Return the same with at most that many rows of keys, and of handlers.
+    """Return stats(max_keys=rows) with at most that many rows of handlers too.
 
-    The keys with the most traffic stay, the rest is summed in the row of no key; of the
-    handlers the slowest, and those called most. Keys of one label become one row.
+    The slowest stay, and those called most. Keys of one label become one row.
     """
     named: dict[str, list[TopicStats]] = {}
     for row in stats.topics:
+        if row.key is None and _is_empty(row):
+            continue
         named.setdefault(label(row.key), []).append(row)
-    rest = named.pop(OTHER, [])
-    single = [
-        group[0] if len(group) == 1 else replace(other(group), key=name)
+    topics = [
+        group[0] if len(group) == 1 else _joined(name, group)
         for name, group in named.items()
     ]
-    kept = heapq.nlargest(rows, single, key=traffic)
-    if len(kept) < len(single):
-        names = {id(row) for row in kept}
-        rest += [row for row in single if id(row) not in names]
-    left = other(rest)
-    topics = (*kept, left) if traffic(left) or left.handlers else tuple(kept)
-    return replace(stats, topics=topics, handlers=_notable(stats.handlers, rows))
+    handlers = _notable(stats.handlers, rows)
+    return replace(stats, topics=tuple(topics), handlers=handlers)
+
+
+def _is_empty(row: TopicStats) -> bool:
+    return not (row.emitted or row.posted or row.handled or row.handlers)
+
+
+def _joined(name: str, group: list[TopicStats]) -> TopicStats:
+    row = other(group)
+    return row if name == OTHER else replace(row, key=name)
 
 
 def _notable(handlers: tuple[HandlerStats, ...], rows: int) -> tuple[HandlerStats, ...]:
@@ -140,18 +139,4 @@ def to_dict(stats: BusStats) -> dict[str, Any]:
 
     It runs no code of the application's, unlike the repr of a key.
     """
-    topics = [label(row.key) for row in stats.topics]
-    handlers = [label(row.key) for row in stats.handlers]
-    tree = replace(
-        stats,
-        topics=tuple(replace(row, key=None) for row in stats.topics),
-        handlers=tuple(replace(row, key=None) for row in stats.handlers),
-    ).to_dict()
-    for name, row in zip(topics, tree["topics"], strict=True):
-        row["key"] = name
-        for histogram in row["times"].values():
-            del histogram["buckets"]
-    for name, row in zip(handlers, tree["handlers"], strict=True):
-        row["key"] = name
-        del row["time"]["buckets"]
-    return tree
+    return plain(stats, label, row_buckets=False)
