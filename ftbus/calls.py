@@ -143,6 +143,8 @@ class _Call:
             if done.cancelled()
             else done.exception()
         )
+        if error is not None:
+            _count_failed(claim)
         try:
             if error is None:
                 self.finish(index, done.result())
@@ -191,6 +193,13 @@ class _Call:
             with suppress(InvalidStateError):
                 self.future.set_result(results)
         self.tasks = []  # they refer back to this
+
+
+def _count_failed(claim: Claim) -> None:
+    """Count the failure of an async handler; without memory it is not counted."""
+    if isinstance(claim.function, AsyncHandler):
+        with suppress(MemoryError):
+            claim.function.count_failed()
 
 
 def _note(error: Exception, claim: Claim) -> None:

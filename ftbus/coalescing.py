@@ -85,7 +85,7 @@ class _Coalescing:
     def _report(self, error: BaseException) -> None:
         bus = self._bus()
         if bus is not None:
-            bus._count_failed(self._key)
+            bus._count_failed(self._key, self)
             bus._note_failure(error, self._key, self._handler)
             bus._report_failure(error, self._key, self._handler)
 

@@ -50,7 +50,10 @@ def prepare(
             raise InvalidOptionError("weak", weak, "weak=False for an async handler")
         target = AsyncHandler(bus, key, handler, loop_of(loop))
     if is_coalescing:
-        return coalescing.prepare(bus, key, handler, target, latest, batch), 0
+        wrapper = coalescing.prepare(bus, key, handler, target, latest, batch)
+        if isinstance(target, AsyncHandler):
+            target.subscribed = weakref.ref(wrapper)
+        return wrapper, 0
     if target is not handler:
         return target, 0
     if loop is not None:
@@ -113,7 +116,7 @@ class AsyncHandler:
     Events that arrive before the loop gets to them share one wake-up.
     """
 
-    __slots__ = ("__weakref__", "_bus", "_function", "_inbox", "_key")
+    __slots__ = ("__weakref__", "_bus", "_function", "_inbox", "_key", "subscribed")
 
     def __init__(
         self,
@@ -126,6 +129,8 @@ class AsyncHandler:
         self._key = key
         self._function = function
         self._inbox = _inbox_of(loop)
+        # What the core calls, which counts the failures: this, or what calls this.
+        self.subscribed: weakref.ref[Any] = weakref.ref(self)
 
     def __call__(self, event: object) -> None:
         """Queue the event for the loop; raises RuntimeError if the loop is closed."""
@@ -148,11 +153,17 @@ class AsyncHandler:
         except Exception as error:
             self.report(error)
 
+    def count_failed(self) -> None:
+        """Count a failure that came after the call had returned. Any thread."""
+        bus = self._bus()
+        if bus is not None:
+            bus._count_failed(self._key, self.subscribed())
+
     def report(self, error: Exception) -> None:
         """Count a failure that nobody waits for, and hand it on."""
         bus = self._bus()
         if bus is not None:
-            bus._count_failed(self._key)
+            self.count_failed()
             bus._note_failure(error, self._key, self._function)
             bus._report_failure(error, self._key, self._function)
 

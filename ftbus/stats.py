@@ -7,7 +7,6 @@ that a handler could wait for. Times are of sampled events, see BusStats.timing.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -457,7 +456,7 @@ def plain(
     row_buckets: give the histograms of rows with their buckets.
     """
     tree: dict[str, Any] = {}
-    for name in _names_of(type(value)):
+    for name in value.__dataclass_fields__:
         each = getattr(value, name)
         if isinstance(each, tuple):
             rows = [plain(row, text_of, row_buckets=row_buckets) for row in each]
@@ -472,11 +471,6 @@ def plain(
     if isinstance(value, TopicStats | HandlerStats):
         tree["key"] = text_of(value.key)
     return tree
-
-
-@cache
-def _names_of(kind: Any) -> tuple[str, ...]:
-    return tuple(each.name for each in fields(kind))
 
 
 def _is_same_key(one: object, two: object) -> bool:

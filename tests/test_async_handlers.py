@@ -157,6 +157,84 @@ def test_async_handler_failure_goes_to_on_error() -> None:
     assert function is handler
 
 
+async def failing(event: object) -> None:
+    raise ValueError(event)
+
+
+def failures_of(bus: EventBus, key: object) -> list[int]:
+    """Return how often each handler of a key failed, by order of subscription."""
+    return [row.failed for row in bus.stats().handlers_of(key)]
+
+
+def test_failures_of_async_handlers_are_in_their_rows() -> None:
+    errors: list[Any] = []
+
+    async def fine(event: object) -> None:
+        pass
+
+    async def main(bus: EventBus) -> None:
+        twice = bus.subscribe("key", failing)
+        bus.subscribe("key", fine)
+        bus.subscribe("key", failing)
+        bus.emit("key", 1)
+        while len(errors) < 2:
+            await asyncio.sleep(0)
+        assert failures_of(bus, "key") == [1, 0, 1]
+        twice.cancel()
+        bus.emit("key", 2)
+        while len(errors) < 3:
+            await asyncio.sleep(0)
+        assert failures_of(bus, "key") == [0, 2]
+        assert bus.stats().topic("key").failed == bus.stats().failed == 3
+
+    with EventBus(on_error=lambda *args: errors.append(args)) as bus:
+        asyncio.run(main(bus))
+
+
+def test_failure_of_a_cancelled_async_handler_is_in_the_totals() -> None:
+    errors: list[Any] = []
+
+    async def main(bus: EventBus) -> None:
+        subscription = bus.subscribe("key", failing)
+        bus.emit("key", 1)
+        subscription.cancel()
+        while not errors:
+            await asyncio.sleep(0)
+        assert failures_of(bus, "key") == []
+        assert bus.stats().failed == 1
+
+    with EventBus(on_error=lambda *args: errors.append(args)) as bus:
+        asyncio.run(main(bus))
+
+
+def test_failures_of_async_handlers_of_batches_are_in_their_rows() -> None:
+    errors: list[Any] = []
+
+    async def main(bus: EventBus) -> None:
+        bus.subscribe("key", failing, batch=(2, 60.0))
+        for number in range(4):
+            bus.emit("key", number)
+        while len(errors) < 2:
+            await asyncio.sleep(0)
+        assert failures_of(bus, "key") == [2]
+
+    with EventBus(on_error=lambda *args: errors.append(args)) as bus:
+        asyncio.run(main(bus))
+
+
+def test_failures_of_called_async_handlers_are_in_their_rows() -> None:
+    async def main(bus: EventBus) -> None:
+        bus.subscribe("key", failing)
+        for count in range(1, 4):
+            with pytest.raises(ExceptionGroup):
+                await bus.acall("key", 1)
+            assert failures_of(bus, "key") == [count]
+        assert bus.stats().topic("key").failed == 3
+
+    with EventBus(workers=1) as bus:
+        asyncio.run(main(bus))
+
+
 @pytest.mark.thread_unsafe(reason="calls what a fork's child calls")
 def test_fork_child_can_put_to_a_loop_whose_lock_was_held() -> None:
     loop = asyncio.new_event_loop()

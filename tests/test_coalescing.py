@@ -119,6 +119,7 @@ def test_latest_that_fails_is_counted_and_reported() -> None:
             (SystemExit, "value", handler),
         ]
         assert bus.stats().topic("value").failed == 2
+        assert [row.failed for row in bus.stats().handlers_of("value")] == [2]
         errors.clear()
 
 

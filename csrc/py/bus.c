@@ -436,7 +436,7 @@ static PyMethodDef bus_methods[] = {
     {"_clear_handlers", bus_clear_handlers, METH_NOARGS, NULL},
     {"_close_pool", bus_close_pool, METH_NOARGS, NULL},
     {"_configure", bus_configure, METH_VARARGS, NULL},
-    {"_count_failed", bus_count_failed, METH_O, NULL},
+    {"_count_failed", bus_count_failed, METH_VARARGS, NULL},
     {"_drain", bus_drain, METH_O, NULL},
     {"_drop_queued", bus_drop_queued, METH_NOARGS, NULL},
     {"_encode", FASTCALL(bus_encode), METH_FASTCALL, NULL},

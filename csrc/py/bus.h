@@ -227,12 +227,12 @@ int bus_help(BusObject *bus);
 /* Call a task; it is told failed(exception) of what it raises, which is also reported. */
 void bus_run_task(BusObject *bus, PyObject *task);
 
-/* help.c: _help(), _run_task(task), _is_full(), _count_failed(key),
+/* help.c: _help(), _run_task(task), _is_full(), _count_failed(key, target),
  * _check_key(key). */
 PyObject *bus_help_one(PyObject *self, PyObject *unused);
 PyObject *bus_run_task_here(PyObject *self, PyObject *task);
 PyObject *bus_is_full(PyObject *self, PyObject *unused);
-PyObject *bus_count_failed(PyObject *self, PyObject *key);
+PyObject *bus_count_failed(PyObject *self, PyObject *args);
 PyObject *bus_check_key(PyObject *self, PyObject *key);
 
 /* How many unfinished events of this bus the calling thread is itself executing. */

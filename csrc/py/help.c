@@ -2,6 +2,7 @@
  * and counting what happens outside the workers. */
 #include "bus.h"
 #include "context.h"
+#include "emit.h"
 #include "key.h"
 
 PyObject *
@@ -37,9 +38,35 @@ bus_is_full(PyObject *self, PyObject *unused)
     return PyBool_FromLong(pool != NULL && ftb_pool_queued(pool) >= bus->queue_size);
 }
 
-PyObject *
-bus_count_failed(PyObject *self, PyObject *key)
+/* Tally a failure of the handler that calls `target`, if it is subscribed still. */
+static void
+tally_failed(struct ftb_thread *thread, struct ftb_topic *topic, PyObject *target)
 {
+    struct ftb_snapshot *snapshot =
+        thread->depth < FTB_DEPTH_MAX ? ftb_topic_hold(thread, topic) : NULL;
+    if (snapshot == NULL) {
+        return;
+    }
+    for (uint32_t i = 0; i < snapshot->n; i++) {
+        struct ftb_handler *handler = ftb_snapshot_handlers(snapshot)[i];
+        if (handler->func != target) {
+            continue;
+        }
+        struct ftb_tally *tally = ftb_tally_local(handler, thread);
+        if (tally != NULL) { /* a figure is lost without memory */
+            ftb_count_local(&tally->failed, 1);
+        }
+    }
+    snapshot_drop(thread, topic, snapshot);
+}
+
+PyObject *
+bus_count_failed(PyObject *self, PyObject *args)
+{
+    PyObject *key, *target;
+    if (!PyArg_ParseTuple(args, "OO:_count_failed", &key, &target)) {
+        return NULL;
+    }
     struct ftb_topic *topic = bus_topic_of((BusObject *)self, key);
     struct ftb_thread *thread = topic != NULL ? bus_thread() : NULL;
     struct ftb_cell *cell =
@@ -48,6 +75,7 @@ bus_count_failed(PyObject *self, PyObject *key)
         return NULL;
     }
     ftb_count_local(&cell->failed, 1);
+    tally_failed(thread, topic, target);
     Py_RETURN_NONE;
 }
 

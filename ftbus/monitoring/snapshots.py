@@ -23,7 +23,7 @@ from ftbus.stats import TopicStats, merge_counters, merge_times, plain
 
 if TYPE_CHECKING:
     from ftbus.bus import EventBus
-    from ftbus.stats import BusStats, HandlerStats
+    from ftbus.stats import BusStats, Counters, HandlerStats
 
 VERSION: Final = 1
 ROWS_DEFAULT: Final = 100
@@ -87,6 +87,11 @@ def describe_process() -> dict[str, Any]:
     }
 
 
+def traffic(row: Counters) -> int:
+    """Return what rows are ranked by: events offered, and handler calls."""
+    return row.emitted + row.posted + row.handled
+
+
 def other(rows: list[TopicStats]) -> TopicStats:
     """Return the sum of rows, as one of no key."""
     return TopicStats(
@@ -99,28 +104,22 @@ def other(rows: list[TopicStats]) -> TopicStats:
 def bounded(stats: BusStats, rows: int) -> BusStats:
     """Return stats(max_keys=rows) with at most that many rows of handlers too.
 
-    The slowest stay, and those called most. Keys of one label become one row.
+    Of these the slowest stay, and those called most. Keys of one label become one row.
+    Those with the most traffic come first, what has no row last.
     """
     named: dict[str, list[TopicStats]] = {}
     for row in stats.topics:
-        if row.key is None and _is_empty(row):
-            continue
         named.setdefault(label(row.key), []).append(row)
+    left = other(named.pop(OTHER, []))
     topics = [
-        group[0] if len(group) == 1 else _joined(name, group)
+        group[0] if len(group) == 1 else replace(other(group), key=name)
         for name, group in named.items()
     ]
+    topics.sort(key=traffic, reverse=True)
+    if traffic(left) or left.handlers:
+        topics.append(left)
     handlers = _notable(stats.handlers, rows)
     return replace(stats, topics=tuple(topics), handlers=handlers)
-
-
-def _is_empty(row: TopicStats) -> bool:
-    return not (row.emitted or row.posted or row.handled or row.handlers)
-
-
-def _joined(name: str, group: list[TopicStats]) -> TopicStats:
-    row = other(group)
-    return row if name == OTHER else replace(row, key=name)
 
 
 def _notable(handlers: tuple[HandlerStats, ...], rows: int) -> tuple[HandlerStats, ...]:
