@@ -63,7 +63,7 @@ ftb_bus_release(struct ftb_bus *bus)
     }
     /* The bus object is gone and every handler freed: nobody emits on it, nobody reads
      * its tables, so no grace period is needed. */
-    ftb_topic_index_release(bus->index);
+    ftb_topic_index_give(bus, bus->index);
     ftb_map_dismantle(&bus->topics, topic_free);
     own_ids_release(bus);
     ftb_map_fini(&bus->topics);

@@ -2,15 +2,30 @@
 
 #include <stdlib.h>
 
-void
-ftb_topic_index_release(struct ftb_topic_index *index)
+static void
+index_free(struct ftb_topic_index *index)
 {
-    /* acq_rel: all that the others read of it comes before the free */
-    if (index != NULL && ftb_sub_acq_rel(&index->refs, 1) == 1) {
+    if (index != NULL) {
         ftb_free(index->topics);
         ftb_free(index->ids);
         ftb_free(index);
     }
+}
+
+/* Returns what is to be freed, without the lock, if this was the last reference. */
+static struct ftb_topic_index *
+index_drop_locked(struct ftb_topic_index *index)
+{
+    return index != NULL && --index->refs == 0 ? index : NULL;
+}
+
+void
+ftb_topic_index_give(struct ftb_bus *bus, struct ftb_topic_index *index)
+{
+    pthread_mutex_lock(&bus->index_lock);
+    struct ftb_topic_index *unused = index_drop_locked(index);
+    pthread_mutex_unlock(&bus->index_lock);
+    index_free(unused);
 }
 
 bool
@@ -26,11 +41,11 @@ index_new(size_t room)
     if (index == NULL) {
         return NULL;
     }
-    ftb_init(&index->refs, 1);
+    index->refs = 1;
     index->topics = ftb_alloc(room * sizeof(struct ftb_topic *));
     index->ids = ftb_alloc(room * sizeof *index->ids);
     if (index->topics == NULL || index->ids == NULL) {
-        ftb_topic_index_release(index);
+        index_free(index);
         return NULL;
     }
     return index;
@@ -72,7 +87,7 @@ index_make(struct ftb_bus *bus)
         }
         /* So many came meanwhile that it may be an older one that had no place. */
         room = 2 * index->n;
-        ftb_topic_index_release(index);
+        index_free(index);
         index = index_new(room);
     }
     if (index == NULL) {
@@ -90,21 +105,19 @@ index_make(struct ftb_bus *bus)
 static struct ftb_topic_index *
 index_choose(struct ftb_bus *bus, struct ftb_topic_index *fresh)
 {
+    struct ftb_topic_index *unused = fresh, *index = NULL;
     pthread_mutex_lock(&bus->index_lock);
-    struct ftb_topic_index *index = bus->index, *old = NULL;
-    if (fresh != NULL && (index == NULL || fresh->n > index->n)) {
-        old = index;
-        index = bus->index = fresh; /* whose one reference this is */
-    } else {
-        old = fresh;
+    if (fresh != NULL && (bus->index == NULL || fresh->n > bus->index->n)) {
+        unused = index_drop_locked(bus->index);
+        bus->index = fresh; /* whose one reference this is */
     }
-    if (index != NULL && (fresh != NULL || ftb_topic_index_is_whole(index, bus))) {
-        ftb_add_relaxed(&index->refs, 1); /* relaxed: the lock keeps it */
-    } else {
-        index = NULL;
+    if (bus->index != NULL
+        && (fresh != NULL || ftb_topic_index_is_whole(bus->index, bus))) {
+        index = bus->index;
+        index->refs++;
     }
     pthread_mutex_unlock(&bus->index_lock);
-    ftb_topic_index_release(old);
+    index_free(unused);
     return index;
 }
 

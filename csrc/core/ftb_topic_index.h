@@ -9,9 +9,9 @@
 
 #include "ftb_topic.h"
 
-/* Never changed once it is made. */
+/* Never changed once it is made, but for refs. */
 struct ftb_topic_index {
-    ftb_atomic(uint32_t) refs;
+    uint32_t refs; /* guarded by the bus's index_lock; the bus itself has one */
     size_t n;
     struct ftb_topic **topics;
     uint32_t *ids; /* theirs, ascending */
@@ -24,6 +24,6 @@ FTB_MUST_USE struct ftb_topic_index *ftb_topic_index_get(struct ftb_bus *bus);
 bool ftb_topic_index_is_whole(const struct ftb_topic_index *index, struct ftb_bus *bus);
 
 /* Drop a reference; NULL is allowed. */
-void ftb_topic_index_release(struct ftb_topic_index *index);
+void ftb_topic_index_give(struct ftb_bus *bus, struct ftb_topic_index *index);
 
 #endif

@@ -412,7 +412,7 @@ figures_free(struct figures *figures)
     }
     ftb_free(figures->pins.slots);
     ftb_free(figures->pins.rows);
-    ftb_topic_index_release(figures->index);
+    ftb_topic_index_give(figures->bus->core, figures->index);
     ftb_free(figures->rows);
     ftb_free(figures->busiest.heap);
     ftb_free(figures->rest_ixs);

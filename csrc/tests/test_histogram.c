@@ -34,6 +34,8 @@ test_bounds_of_all_octaves(void)
         uint64_t lowest = lowest_of(bucket), next = lowest_of(bucket + 1);
         CHECK(ftb_histogram_bucket(lowest) == bucket);
         CHECK(ftb_histogram_bucket(next - 1) == bucket);
+        CHECK(ftb_histogram_lowest(bucket) == lowest);
+        CHECK(ftb_histogram_highest(bucket) == next - 1);
         CHECK((next - lowest - 1) * 32 <= lowest);
     }
 }
@@ -117,6 +119,75 @@ test_without_memory_nothing_is_recorded(void)
     ftb_histogram_fini(&histogram);
 }
 
+static uint64_t
+highest_of(uint32_t bucket)
+{
+    return lowest_of(bucket + 1) - 1;
+}
+
+/* Bug hunted: a count or sum that is in both or in neither, bounds that miss a value that
+ * is there; a part that was read later and has more lets the rest wrap around. */
+static void
+test_split_adds_up(void)
+{
+    static struct ftb_histogram_sum whole, part, rest, again, empty;
+    ftb_histogram_sum_init(&empty);
+    rest = again = empty;
+    uint64_t random = seed;
+    for (int round = 0; round < 200; round++) {
+        struct ftb_histogram shown, other;
+        memset(&shown, 0, sizeof shown);
+        memset(&other, 0, sizeof other);
+        uint64_t shown_n = next_random(&random) % 30,
+                 other_n = next_random(&random) % 3;
+        uint64_t least = UINT64_MAX, most = 0;
+        for (uint64_t n = 0; n < shown_n + other_n * 10; n++) {
+            uint64_t ns = next_random(&random) >> (24 + next_random(&random) % 40);
+            bool is_shown = n < shown_n;
+            CHECK(ftb_histogram_record_local(is_shown ? &shown : &other, ns));
+            least = !is_shown && ns < least ? ns : least;
+            most = !is_shown && ns > most ? ns : most;
+        }
+        part = sum_of(&shown);
+        whole = empty;
+        ftb_histogram_add_to(&shown, &whole);
+        ftb_histogram_add_to(&other, &whole);
+        struct ftb_histogram_sum before = whole;
+        ftb_histogram_sum_split(&whole, &part, &rest);
+        CHECK(memcmp(&whole, &before, sizeof whole) == 0);
+        struct ftb_histogram_sum exact = sum_of(&other);
+        CHECK(memcmp(rest.counts, exact.counts, sizeof rest.counts) == 0);
+        CHECK(rest.sum_ns == exact.sum_ns);
+        CHECK((rest.octaves == 0) == (other_n == 0));
+        if (other_n > 0) {
+            uint32_t low = ftb_histogram_bucket(least);
+            uint32_t high = ftb_histogram_bucket(most);
+            CHECK(rest.min_ns >= lowest_of(low) && rest.min_ns <= least);
+            CHECK(rest.max_ns >= most && rest.max_ns <= highest_of(high));
+        }
+        ftb_histogram_sum_add(&again, &rest);
+        ftb_histogram_sum_add(&again, &part);
+        CHECK(memcmp(again.counts, whole.counts, sizeof again.counts) == 0);
+        CHECK(again.sum_ns == whole.sum_ns && again.min_ns <= whole.min_ns);
+        /* The part was read while others recorded: it has one that the whole has not. */
+        ftb_histogram_sum_clear(&rest);
+        CHECK(ftb_histogram_record_local(&shown, 77));
+        part = sum_of(&shown);
+        whole = sum_of(&other);
+        ftb_histogram_sum_split(&whole, &part, &rest);
+        for (uint32_t i = 0; i < FTB_HISTOGRAM_BUCKETS; i++) {
+            CHECK(whole.counts[i] == part.counts[i] + rest.counts[i]);
+        }
+        CHECK(whole.sum_ns >= part.sum_ns && whole.sum_ns >= rest.sum_ns);
+        ftb_histogram_sum_clear(&rest);
+        ftb_histogram_sum_clear(&again);
+        CHECK(memcmp(&rest, &empty, sizeof rest) == 0);
+        CHECK(memcmp(&again, &empty, sizeof again) == 0);
+        ftb_histogram_fini(&shown);
+        ftb_histogram_fini(&other);
+    }
+}
+
 struct race {
     ftb_atomic(struct ftb_histogram *) histogram;
     ftb_atomic(uint32_t) is_over;
@@ -198,6 +269,7 @@ main(void)
     RUN(test_bounds_of_all_octaves);
     RUN(test_records_every_octave);
     RUN(test_merge_is_exact);
+    RUN(test_split_adds_up);
     RUN(test_without_memory_nothing_is_recorded);
     RUN(test_readers_beside_the_writer);
     return 0;
