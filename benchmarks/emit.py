@@ -25,6 +25,7 @@ import ftbus
 
 HAND = "hand loop"
 BOUND = "topic.emit bound per thread"
+UNTIMED = f'{BOUND}, timing="off"'  # all others are sampled, which is the default
 PINNED_TOPIC = "topic.emit shared, pinned"
 PINNED_BUS = "bus.emit shared, pinned"
 SHARED_TOPIC = "topic.emit shared, not pinned"
@@ -47,6 +48,7 @@ def handler_suite(n: int, time: float | None, speeds: dict[str, float]) -> Suite
     handlers = peers.functions(n)
     ours: dict[str, Callable[..., Bind]] = {
         BOUND: peers.bound,
+        UNTIMED: partial(peers.bound, timing="off"),
         PINNED_TOPIC: peers.pinned_topic,
         PINNED_BUS: peers.pinned_bus,
         SHARED_TOPIC: peers.shared_topic,
@@ -70,6 +72,7 @@ def handler_suite(n: int, time: float | None, speeds: dict[str, float]) -> Suite
         Comparison(BOUND, HAND, "time", time),
         *(Comparison(BOUND, peer, "speed", speeds.get(peer)) for peer in peers.PEERS),
         *(Comparison(name, HAND, "time") for name in ours if name != BOUND),
+        Comparison(BOUND, UNTIMED, "time"),
         Comparison(bound_int, hand_int, "time", time),
     ]
     scaling = {BOUND, bound_int, PINNED_TOPIC, PINNED_BUS}

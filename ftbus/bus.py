@@ -22,6 +22,7 @@ from ftbus import (
     monitor,
     timers,
 )
+from ftbus.closing import Closing
 from ftbus.errors import BusClosedError, InvalidOptionError
 from ftbus.executor import BusExecutor
 from ftbus.monitored import MonitoredBus
@@ -61,7 +62,7 @@ _PRIORITY_MAX = 1 << 31
 logger = logging.getLogger("ftbus")
 
 
-class EventBus(MonitoredBus):
+class EventBus(MonitoredBus, Closing):
     """Deliver events to handlers: here and now, in worker threads, or for results.
 
     workers: threads for post and call; None is one per core the process may use. They
@@ -445,17 +446,6 @@ class EventBus(MonitoredBus):
         Afterwards emit, post, call and subscribe raise BusClosedError.
         """
         return dispatch.close(self, drain=drain, timeout=timeout)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     async def __aenter__(self) -> Self:
         return self

@@ -11,15 +11,14 @@ import logging
 import threading
 import weakref
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
+from ftbus.closing import Closing
 from ftbus.errors import BusClosedError, InvalidOptionError
 from ftbus.labels import failure_fields
 from ftbus.monitoring.series import COUNTERS, GAUGES, TIMES
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from ftbus.bus import ErrorHook, EventBus
     from ftbus.stats import BusStats
 
@@ -70,7 +69,7 @@ def log_stats(
     )
 
 
-class StatsLogger:
+class StatsLogger(Closing):
     """Log the statistics again and again, from a thread of its own, until close().
 
     interval_s: seconds between the records; the last one comes with close().
@@ -130,17 +129,6 @@ class StatsLogger:
             with contextlib.suppress(Exception):  # a logging handler of the application
                 log_stats(bus, self._logger, self._level)
             del bus
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def log_failures(

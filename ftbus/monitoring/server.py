@@ -17,14 +17,15 @@ import socket
 import threading
 import time
 import weakref
+from abc import ABC, abstractmethod
 from contextvars import Context
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
+from ftbus.closing import Closing
 from ftbus.errors import BusClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from ftbus.bus import EventBus
 
@@ -89,7 +90,7 @@ class TimedReader(io.RawIOBase):
         return n
 
 
-class Server:
+class Server(Closing, ABC):
     """Serve connections until close(), bus.close() or the end of the bus.
 
     A subclass says what a connection gets: serve() in a thread of its own, refuse() if
@@ -133,9 +134,9 @@ class Server:
 
     # For subclasses
 
+    @abstractmethod
     def serve(self, connection: socket.socket) -> None:
         """Talk to a client; afterwards the connection is closed."""
-        raise NotImplementedError
 
     def refuse(self, connection: socket.socket) -> None:
         """Tell a client, without waiting for it, that there are too many."""
@@ -280,17 +281,6 @@ class Server:
         with self._lock:
             self._connections.pop(connection, None)
         connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 # By id, as the buses in ftbus.lifecycle.

@@ -6,13 +6,11 @@ import json
 import socket
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final
 
+from ftbus.closing import Closing
 from ftbus.errors import FtbusError
 from ftbus.monitoring.snapshots import VERSION
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 _REPLY_BYTES_MAX: Final = 16 << 20
 
@@ -27,7 +25,7 @@ class StatsUnavailableError(FtbusError, ConnectionError):
         super().__init__(f"no statistics from {address}: {reason}")
 
 
-class StatsClient:
+class StatsClient(Closing):
     """A connection to a process that called bus.serve_stats(). A context manager.
 
     address: the path of its socket, or (host, port).
@@ -110,17 +108,6 @@ class StatsClient:
 
     def _unavailable(self, code: str, reason: object) -> StatsUnavailableError:
         return StatsUnavailableError(self.address, code, reason)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _is_gone(error: OSError) -> bool:
