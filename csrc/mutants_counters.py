@@ -13,6 +13,7 @@ TALLY = "core/ftb_tally.c"
 TALLY_H = "core/ftb_tally.h"
 TOPIC = "core/ftb_topic.c"
 TOPIC_H = "core/ftb_topic.h"
+INDEX = "core/ftb_topic_index.c"
 
 COUNTERS: tuple[Mutant, ...] = (
     Mutant(
@@ -122,6 +123,48 @@ COUNTERS: tuple[Mutant, ...] = (
         "ftb_load_acquire(&ledger->times",
         "ftb_load_relaxed(&ledger->times",
         ("test_tally thread",),
+    ),
+    Mutant(
+        "shard-slowest-unzeroed",
+        SHARD,
+        "    ftb_store_relaxed(&page->slowest[id % FTB_PAGE_CELLS], (uint16_t)0);\n",
+        "",
+        ("test_shard",),
+    ),
+    Mutant(
+        "shard-page-without-ledgers",
+        SHARD,
+        "        totals->emitted += ftb_load_relaxed(&ledger->emitted); /* as above */\n",
+        "",
+        ("test_shard",),
+    ),
+    Mutant(
+        "histogram-split-wraps",
+        HISTOGRAM,
+        "whole->counts[i] <= part->counts[i]",
+        "whole->counts[i] == part->counts[i]",
+        ("test_histogram",),
+    ),
+    Mutant(
+        "index-stale",
+        INDEX,
+        "fresh != NULL || ftb_topic_index_is_whole(bus->index, bus)",
+        "true",
+        ("test_topic_index",),
+    ),
+    Mutant(
+        "index-freed-in-use",
+        INDEX,
+        "index->refs++;",
+        "",
+        ("test_topic_index address,undefined",),
+    ),
+    Mutant(
+        "topic-subscribed-again",
+        TOPIC,
+        "&topic->bus->subscribed, after - before",
+        "&topic->bus->subscribed, after",
+        ("test_topic_index",),
     ),
     Mutant(
         "tally-push",

@@ -177,6 +177,7 @@ test_split_adds_up(void)
         ftb_histogram_sum_split(&whole, &part, &rest);
         for (uint32_t i = 0; i < FTB_HISTOGRAM_BUCKETS; i++) {
             CHECK(whole.counts[i] == part.counts[i] + rest.counts[i]);
+            CHECK(whole.counts[i] >= part.counts[i]); /* no wrap around */
         }
         CHECK(whole.sum_ns >= part.sum_ns && whole.sum_ns >= rest.sum_ns);
         ftb_histogram_sum_clear(&rest);
