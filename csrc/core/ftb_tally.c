@@ -21,18 +21,19 @@ ftb_tally_make_local(struct ftb_handler *handler, struct ftb_thread *thread)
     return tally;
 }
 
-void
+bool
 ftb_tally_record_local(struct ftb_tally *tally, uint64_t ns)
 {
     struct ftb_histogram *time = ftb_load_relaxed(&tally->time); /* the owner's own */
     if (time == NULL) {
         time = ftb_alloc(sizeof *time);
         if (time == NULL) {
-            return;
+            return false;
         }
         ftb_store_release(&tally->time, time); /* its zeros; pairs with sum_tally */
     }
-    (void)ftb_histogram_record_local(time, ns);
+    bool is_longest = ns >= ftb_load_relaxed(&time->max_ns); /* likewise */
+    return ftb_histogram_record_local(time, ns) && is_longest;
 }
 
 void

@@ -56,8 +56,9 @@ ftb_tally_local(struct ftb_handler *handler, struct ftb_thread *thread)
     return FTB_LIKELY(tally != NULL) ? tally : ftb_tally_make_local(handler, thread);
 }
 
-/* Record how long a call took. Owner only. */
-void ftb_tally_record_local(struct ftb_tally *tally, uint64_t ns);
+/* Record how long a call took. Returns whether the handler's were no longer in this thread
+ * before; false without memory. Owner only. */
+bool ftb_tally_record_local(struct ftb_tally *tally, uint64_t ns);
 
 /* The runs since the last fold belong to the handlers they ran; from now on they are runs
  * of this snapshot, which the caller holds. Owner only. */

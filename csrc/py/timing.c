@@ -83,9 +83,9 @@ timing_called(
     uint64_t now_ns = ftb_now_ns();
     const struct ftb_topic *topic = handler->topic;
     timing_record(topic->bus, thread, cell, FTB_TIME_HANDLER, now_ns - start_ns);
-    ftb_shard_note_slow_local(thread->shard, ftb_topic_id(topic), now_ns - start_ns);
-    if (tally != NULL) {
-        ftb_tally_record_local(tally, now_ns - start_ns);
+    if (tally != NULL && ftb_tally_record_local(tally, now_ns - start_ns)) {
+        uint32_t id = ftb_topic_id(topic);
+        ftb_shard_note_slow_local(thread->shard, id, now_ns - start_ns);
     }
     return now_ns;
 }
