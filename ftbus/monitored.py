@@ -52,7 +52,7 @@ class MonitoredBus(_core.Bus):
             takes time and memory in proportion to the keys. What has no row is summed,
             exactly, in the row of no key. As many handlers of keys without a row have
             one: half of them those with the longest timed call, the others those that
-            are called most.
+            are called most, of the keys whose handlers are.
         keys: that have a row, and rows for all their handlers, besides those; unknown
             ones are passed over.
 
