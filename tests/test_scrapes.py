@@ -119,6 +119,26 @@ def test_scrapes_at_once_while_keys_and_handlers_come_and_go(seed: int) -> None:
         assert sum(row.handlers for row in last.topics) == len(complete.handlers)
 
 
+@pytest.mark.parametrize("max_keys", [0, 2, 5, 100])
+def test_rows_without_times_leave_those_of_the_bus(max_keys: int) -> None:
+    with EventBus(workers=1, timing="all") as bus:
+        for key in range(5):
+            bus.on(key, nothing)
+            bus.on(key, nothing)
+            for _ in range(key + 1):
+                bus.emit(key)
+                bus.post(key)
+        assert bus.drain(WAIT)
+        complete, counters = bus.stats(), bus._counters(max_keys)
+        assert complete.times.handler.count == 2 * 2 * 15
+        assert counters.times == bus.stats(max_keys=2).times == complete.times
+        assert counters.to_counts() == complete.to_counts()
+        bus.reset_stats()
+        bus.emit(3)
+        assert bus._counters(max_keys).times.emit.count == 1
+        assert bus._counters(max_keys).emitted == 1
+
+
 def test_label_is_cut_only_if_it_is_too_long() -> None:
     assert label("y" * 120) == "y" * 120
     assert label("y" * 121) == label("y" * 300) == "y" * 119 + "…"

@@ -245,14 +245,14 @@ static int
 copy_other_times(struct figures *figures)
 {
     struct ftb_bus *core = figures->bus->core;
-    if (figures->rest_n > 0) {
+    if (figures->rest_n > 0 || !figures->has_details) {
         times_read(figures->whole, core->times_id);
         for (int i = 0; i < FTB_TIMES_N; i++) {
             ftb_histogram_sum_clear(&figures->scratch[i]);
             ftb_histogram_sum_split(
                 &figures->whole[i], &figures->shown[i], &figures->scratch[i]);
         }
-    } else { /* every one was read by itself */
+    } else { /* each was read by itself */
         times_read(figures->scratch, core->unheard_id);
         times_add(figures->whole, figures->shown);
         times_add(figures->whole, figures->scratch);
