@@ -5,7 +5,8 @@ does not compile, ftbus is built without it, and `import ftbus.cabi` says so.
 
 FTBUS_WERROR=1 turns warnings into errors, which our own checks do and users, whose
 compilers are newer than ours, should not; a build without ftbus._cabi is then an error
-too. FTBUS_SAN=thread or address,undefined compiles the extensions with sanitizers.
+too. FTBUS_SAN=thread or address,undefined compiles the extensions with sanitizers, and
+FTBUS_SAN=stores so that each store is a call, for benchmarks/shared_lines.py.
 """
 
 import os
@@ -27,6 +28,7 @@ HEADERS = [
     "csrc/py/ftb_arena_import.h",
 ]
 SANITIZERS = os.environ.get("FTBUS_SAN", "")
+COPIES = ("memset", "memcpy", "memmove")  # what else stores
 IS_STRICT = os.environ.get("FTBUS_WERROR") == "1"
 
 
@@ -81,11 +83,23 @@ def compile_flags() -> list[str]:
     flags += ["-Wno-unused-parameter", "-Wno-missing-field-initializers"]
     if IS_STRICT:
         flags.append("-Werror")
-    if SANITIZERS:
+    if SANITIZERS == "stores":
+        # Nothing may take it for ThreadSanitizer, whose calls are only borrowed.
+        flags += ["-fsanitize=thread", "-U__SANITIZE_THREAD__", "-O1"]
+        flags += ["-Wno-maybe-uninitialized"]
+        flags += [f"-fno-builtin-{name}" for name in COPIES]
+    elif SANITIZERS:
         # Instrumented code confuses gcc about what is initialized.
         flags += [f"-fsanitize={SANITIZERS}", "-Wno-maybe-uninitialized"]
         flags += ["-O1", "-fno-omit-frame-pointer"]
     return flags
+
+
+def link_flags() -> list[str]:
+    """Return the linker's flags for this environment."""
+    if SANITIZERS == "stores":
+        return [f"-Wl,--wrap={name}" for name in COPIES]
+    return [f"-fsanitize={SANITIZERS}"] if SANITIZERS else []
 
 
 def extension(name: str, sources: list[str], **options: Any) -> Extension:
@@ -96,7 +110,7 @@ def extension(name: str, sources: list[str], **options: Any) -> Extension:
         depends=[name for folder in FOLDERS for name in sorted(glob(f"{folder}/*.h"))],
         include_dirs=FOLDERS,
         extra_compile_args=compile_flags(),
-        extra_link_args=[f"-fsanitize={SANITIZERS}"] if SANITIZERS else [],
+        extra_link_args=link_flags(),
         **options,
     )
 

@@ -1,9 +1,13 @@
-/* Records the stores of code compiled with -fsanitize=kernel-address, whose checks are calls
- * that somebody else has to provide: here they are. benchmarks/shared_lines.py compiles it
- * and loads it before the extension; nothing else does.
+/* Records the stores of an extension compiled with FTBUS_SAN=stores, that is with gcc's
+ * -fsanitize=thread: every access to memory that others could reach is then announced by a
+ * call, or done by one if it is atomic, and ThreadSanitizer is what has these functions as a
+ * rule. Here are others. benchmarks/shared_lines.py compiles this and loads it before the
+ * extension; nothing else does.
  *
  * A store counts whatever it writes, and an atomic exchange, addition or comparison is one
- * too. Each thread records its own, between stores_begin and stores_end. */
+ * too. Each thread records its own, between stores_begin and stores_end. Memory orders are
+ * all taken for the strongest. */
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -56,28 +60,119 @@ stores_max(void)
 }
 
 #define CODE ((uintptr_t)__builtin_return_address(0))
-#define HOOK(size)                                                                     \
-    void __asan_store##size##_noabort(uintptr_t address);                              \
-    void __asan_store##size##_noabort(uintptr_t address)                               \
+
+/* Plain accesses: announced. */
+
+#define PLAIN(size)                                                                    \
+    void __tsan_read##size(void *address)                                              \
     {                                                                                  \
-        record(address, size, CODE);                                                   \
+        (void)address;                                                                 \
+    }                                                                                  \
+    void __tsan_write##size(void *address)                                             \
+    {                                                                                  \
+        record((uintptr_t)address, size, CODE);                                        \
     }
 
-HOOK(1)
-HOOK(2)
-HOOK(4)
-HOOK(8)
-HOOK(16)
+PLAIN(1)
+PLAIN(2)
+PLAIN(4)
+PLAIN(8)
+PLAIN(16)
 
 void
-__asan_storeN_noabort(uintptr_t address, size_t size)
+__tsan_read_range(void *address, size_t size)
 {
-    record(address, size, CODE);
+    (void)address;
+    (void)size;
 }
 
 void
-__asan_handle_no_return(void)
+__tsan_write_range(void *address, size_t size)
 {
+    record((uintptr_t)address, size, CODE);
+}
+
+void
+__tsan_func_entry(void *caller)
+{
+    (void)caller;
+}
+
+void
+__tsan_func_exit(void)
+{
+}
+
+void
+__tsan_init(void)
+{
+}
+
+/* Atomic accesses: done here. */
+
+#define CHANGE(bits, change)                                                           \
+    uint##bits##_t __tsan_atomic##bits##_##change(                                     \
+        volatile uint##bits##_t *address, uint##bits##_t value, int order)             \
+    {                                                                                  \
+        (void)order;                                                                   \
+        record((uintptr_t)address, bits / 8, CODE);                                    \
+        return __atomic_##change(address, value, __ATOMIC_SEQ_CST);                    \
+    }
+
+#define __atomic_exchange(address, value, order)                                       \
+    __atomic_exchange_n(address, value, order)
+
+#define ATOMIC(bits)                                                                   \
+    uint##bits##_t __tsan_atomic##bits##_load(                                         \
+        const volatile uint##bits##_t *address, int order)                             \
+    {                                                                                  \
+        (void)order;                                                                   \
+        return __atomic_load_n(address, __ATOMIC_SEQ_CST);                             \
+    }                                                                                  \
+    void __tsan_atomic##bits##_store(                                                  \
+        volatile uint##bits##_t *address, uint##bits##_t value, int order)             \
+    {                                                                                  \
+        (void)order;                                                                   \
+        record((uintptr_t)address, bits / 8, CODE);                                    \
+        __atomic_store_n(address, value, __ATOMIC_SEQ_CST);                            \
+    }                                                                                  \
+    bool __tsan_atomic##bits##_compare_exchange_strong(                                \
+        volatile uint##bits##_t *address, uint##bits##_t *expected,                    \
+        uint##bits##_t value, int order, int failure_order)                            \
+    {                                                                                  \
+        (void)order;                                                                   \
+        (void)failure_order;                                                           \
+        record((uintptr_t)address, bits / 8, CODE);                                    \
+        return __atomic_compare_exchange_n(                                            \
+            address, expected, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);      \
+    }                                                                                  \
+    bool __tsan_atomic##bits##_compare_exchange_weak(                                  \
+        volatile uint##bits##_t *address, uint##bits##_t *expected,                    \
+        uint##bits##_t value, int order, int failure_order)                            \
+    {                                                                                  \
+        (void)order;                                                                   \
+        (void)failure_order;                                                           \
+        record((uintptr_t)address, bits / 8, CODE);                                    \
+        return __atomic_compare_exchange_n(                                            \
+            address, expected, value, true, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);       \
+    }                                                                                  \
+    CHANGE(bits, exchange)                                                             \
+    CHANGE(bits, fetch_add)                                                            \
+    CHANGE(bits, fetch_sub)                                                            \
+    CHANGE(bits, fetch_and)                                                            \
+    CHANGE(bits, fetch_or)                                                             \
+    CHANGE(bits, fetch_xor)
+
+ATOMIC(8)
+ATOMIC(16)
+ATOMIC(32)
+ATOMIC(64)
+
+void
+__tsan_atomic_thread_fence(int order)
+{
+    (void)order;
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
 
 /* By the linker's --wrap: what the C library writes for the extension. */
