@@ -65,7 +65,7 @@ try:
     from ftbus._cabi import ffi, lib
 except ModuleNotFoundError as error:
     missing = (
-        "cffi is not installed: install ftbus[cabi]"
+        "cffi is not installed: pip install cffi ('cffi<2' for Python 3.13)"
         if error.name == "_cffi_backend"
         else "this ftbus was built without it: install cffi and setuptools first, then "
         "ftbus from source with pip install --no-build-isolation"

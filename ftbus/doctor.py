@@ -34,11 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     findings = import_and_watch(options.modules)
-    for name, value in facts():
-        print(f"{name:<14}{value}")
-    for finding in findings:
-        print(f"{'import':<14}{finding}")
-    print(f"{'verdict':<14}{verdict()}")
+    rows = [*facts(), *(("import", finding) for finding in findings)]
+    rows.append(("verdict", verdict()))
+    width = max(len(name) for name, _ in rows) + 2
+    for name, value in rows:
+        print(f"{name:<{width}}{value}")
     return 0 if is_parallel() else 1
 
 

@@ -15,13 +15,11 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from opentelemetry import context, metrics, trace
-from opentelemetry.metrics import Observation
-
 import ftbus
 from ftbus.errors import InvalidOptionError
 from ftbus.failures import name_of
 from ftbus.labels import OTHER, failure_fields, label
+from ftbus.monitoring.extras import missing
 from ftbus.monitoring.series import (
     COUNTERS,
     GAUGES,
@@ -30,6 +28,12 @@ from ftbus.monitoring.series import (
     WORKERS,
     KeySeries,
 )
+
+try:
+    from opentelemetry import context, metrics, trace
+    from opentelemetry.metrics import Observation
+except ModuleNotFoundError as error:
+    raise missing(__name__, "opentelemetry-api", error) from error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -16,17 +16,9 @@ from itertools import accumulate
 from math import ceil, inf, log2
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client import registry
-from prometheus_client.core import (
-    BucketSpan,
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    NativeHistogram,
-)
-
 from ftbus.errors import InvalidOptionError
 from ftbus.labels import OTHER
+from ftbus.monitoring.extras import missing
 from ftbus.monitoring.series import (
     COUNTERS,
     GAUGES,
@@ -35,6 +27,18 @@ from ftbus.monitoring.series import (
     WORKERS,
     KeySeries,
 )
+
+try:
+    from prometheus_client import registry
+    from prometheus_client.core import (
+        BucketSpan,
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        HistogramMetricFamily,
+        NativeHistogram,
+    )
+except ModuleNotFoundError as error:
+    raise missing(__name__, "prometheus-client", error) from error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises StatsUnavailableError and KeyboardInterrupt.
     """
     if not arguments.json and importlib.util.find_spec("rich") is None:
-        text = "ftbus top: rich is missing: pip install 'ftbus[top]', or use --json"
+        text = "ftbus top: rich is missing: pip install rich, or use --json"
         print(text, file=sys.stderr)
         return 2
     path = arguments.path
