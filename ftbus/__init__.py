@@ -2,7 +2,16 @@
 
 from os import path as _path
 
-from ftbus._core import Key, Subscription
+try:
+    from ftbus._core import Key, Subscription
+except ModuleNotFoundError as _error:
+    if _error.name != "ftbus._core":
+        raise
+    raise ModuleNotFoundError(
+        f"{_path.dirname(__file__)} has no compiled core for this Python: if it is the "
+        "source, run from another folder, or compile it here by pip install -e .",
+        name=_error.name,
+    ) from None
 from ftbus.buffers import Buffer, BufferPool, PoolStats, default_pool
 from ftbus.bus import EventBus
 from ftbus.errors import (

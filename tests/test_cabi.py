@@ -89,7 +89,7 @@ def test_works_where_the_gil_is_wanted(python: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize(
     ("missing", "advice"),
-    [("_cffi_backend", "install ftbus[cabi]"), ("ftbus._cabi", "built without it")],
+    [("_cffi_backend", "pip install cffi"), ("ftbus._cabi", "built without it")],
 )
 def test_says_what_is_missing(
     python: Callable[..., Any], missing: str, advice: str

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import ftbus
 from ftbus import doctor
 
 pytestmark = pytest.mark.thread_unsafe(reason="it runs processes, and captures output")
@@ -61,6 +63,18 @@ def test_an_outlet_says_what_to_install(
     last = done.stderr.splitlines()[-1]
     expected = f"ftbus.monitoring.{module} needs {distribution}: pip install"
     assert last.startswith(f"ModuleNotFoundError: {expected} {distribution}")
+
+
+def test_the_source_folder_says_that_nothing_is_compiled(tmp_path: Path) -> None:
+    package = tmp_path / "ftbus"
+    package.mkdir()
+    source = Path(ftbus.__file__)
+    (package / source.name).write_bytes(source.read_bytes())
+    done = run("-P", "-c", "import ftbus", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"ModuleNotFoundError: {package} has no compiled core")
+    assert "run from another folder" in last
 
 
 def test_top_says_what_to_install() -> None:
