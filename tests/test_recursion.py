@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from builds import IS_INSTRUMENTED
 from dispatching import WAIT, leaves
 
 from ftbus import EmitDepthError, EventBus, HandlerErrors, _core
@@ -102,6 +103,8 @@ def test_recursion_on_a_worker_is_a_failure_like_others(verb: str) -> None:
 def test_recursion_on_small_stacks_is_stopped_without_a_crash(
     python: Any, stack_kib: int
 ) -> None:
+    if stack_kib == 64 and IS_INSTRUMENTED:
+        pytest.skip("a sanitizer's larger frames do not fit into it as often")
     done = python(
         f"""
 import threading, ftbus
