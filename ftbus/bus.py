@@ -340,7 +340,8 @@ class EventBus(MonitoredBus, Closing):
         wait for a call on its own bus, nested deeper than there are workers: see
         ftbus.futures.TaskFuture.
         """
-        return calls.call(self, *self._resolve(key, *event), timeout, context)
+        key, payload = self._resolve(key, *event)
+        return calls.call(self, key, payload, timeout, context)
 
     async def acall(
         self,
@@ -357,8 +358,8 @@ class EventBus(MonitoredBus, Closing):
 
         Raises HandlerErrors, EventDroppedError and what post raises.
         """
-        pair = self._resolve(key, *event)
-        return await calls.acall(self, *pair, timeout, context)
+        key, payload = self._resolve(key, *event)
+        return await calls.acall(self, key, payload, timeout, context)
 
     def post_later(
         self,
@@ -379,8 +380,8 @@ class EventBus(MonitoredBus, Closing):
 
         Raises InvalidOptionError, UnsupportedKeyError and BusClosedError.
         """
-        pair = self._resolve(key, *event)
-        return timers.post_later(self, delay_s, *pair, partition, context)
+        key, payload = self._resolve(key, *event)
+        return timers.post_later(self, delay_s, key, payload, partition, context)
 
     def every(
         self,
@@ -401,8 +402,8 @@ class EventBus(MonitoredBus, Closing):
 
         Otherwise like post_later.
         """
-        pair = self._resolve(key, *event)
-        return timers.every(self, interval_s, *pair, factory, partition, context)
+        key, payload = self._resolve(key, *event)
+        return timers.every(self, interval_s, key, payload, factory, partition, context)
 
     def executor(
         self,
