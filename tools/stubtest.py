@@ -5,8 +5,8 @@
 mypy's stubtest on the whole package, made for stubs: where types are inline it takes
 what a module imports for the module's own, and there is more of that than at run time.
 So here such a name is checked where it is defined, and where __all__ has it. Names of
-`type` statements, which it does not know, are passed over. What else may differ is in
-tools/stubtest.txt; an entry there that nothing needs is an error.
+`type` statements, which it does not know, and of caught errors are passed over. What
+else may differ is in tools/stubtest.txt; an entry there that nothing needs is an error.
 """
 
 from __future__ import annotations
@@ -72,13 +72,15 @@ def source(module: str) -> Path | None:
 
 
 def passed_over(path: Path) -> set[str]:
-    """Return the names that a module's imports and `type` statements bind."""
+    """Return what imports, `type` statements and `except` bind in a module."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names |= {each.asname or each.name.split(".")[0] for each in node.names}
         elif isinstance(node, ast.TypeAlias):
             names.add(node.name.id)
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            names.add(node.name)  # unbound again where it ends
     return names
 
 
