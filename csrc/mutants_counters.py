@@ -148,9 +148,16 @@ COUNTERS: tuple[Mutant, ...] = (
     Mutant(
         "index-stale",
         INDEX,
-        "fresh != NULL || ftb_topic_index_is_whole(bus->index, bus)",
+        "bus->index == fresh || ftb_topic_index_is_whole(bus->index, bus)",
         "true",
         ("test_topic_index",),
+    ),
+    Mutant(
+        "index-of-another",
+        INDEX,
+        "bus->index == fresh ||",
+        "fresh != NULL ||",
+        ("test_topic_index_race",),
     ),
     Mutant(
         "index-freed-in-use",

@@ -143,9 +143,10 @@ class _Call:
             if done.cancelled()
             else done.exception()
         )
-        if error is not None:
-            _count_failed(claim)
         try:
+            if error is not None:
+                _count_failed(claim)
+                self.bus._note_failure(error, claim.key, claim.handler)
             if error is None:
                 self.finish(index, done.result())
             elif isinstance(error, Exception):

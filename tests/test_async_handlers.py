@@ -230,6 +230,9 @@ def test_failures_of_called_async_handlers_are_in_their_rows() -> None:
                 await bus.acall("key", 1)
             assert failures_of(bus, "key") == [count]
         assert bus.stats().topic("key").failed == 3
+        (row,) = bus.stats().errors
+        assert (row.count, row.key) == (3, "'key'")
+        assert row.handler.endswith("failing")
 
     with EventBus(workers=1) as bus:
         asyncio.run(main(bus))

@@ -101,7 +101,9 @@ index_make(struct ftb_bus *bus)
 }
 
 /* The kept index, or `fresh` in its place if that has more; one reference. NULL: there is
- * none, or it is too short. */
+ * none, or it is too short. As many topics need not be the same ones: of two walks, each
+ * may have met a newcomer that the other passed too early. So who walked itself gets its
+ * own, which has all that there was when it began, unless the kept one is whole. */
 static struct ftb_topic_index *
 index_choose(struct ftb_bus *bus, struct ftb_topic_index *fresh)
 {
@@ -112,9 +114,12 @@ index_choose(struct ftb_bus *bus, struct ftb_topic_index *fresh)
         bus->index = fresh; /* whose one reference this is */
     }
     if (bus->index != NULL
-        && (fresh != NULL || ftb_topic_index_is_whole(bus->index, bus))) {
+        && (bus->index == fresh || ftb_topic_index_is_whole(bus->index, bus))) {
         index = bus->index;
         index->refs++;
+    } else if (fresh != NULL) {
+        index = fresh;
+        unused = NULL;
     }
     pthread_mutex_unlock(&bus->index_lock);
     index_free(unused);

@@ -6,8 +6,9 @@
 #include "errors.h"
 #include "key.h"
 
-/* A waiting thread looks for signals this often. */
-#define SLICE_NS 50000000u
+/* A waiting thread looks for signals this often, and for any space at all: that there is
+ * room may depend on what it does next. */
+#define SLICE_NS 1000000u
 
 /* How long a handler may wait for space in its own bus's full queue when there is
  * nothing it could run meanwhile: then every event left may be behind itself. */
