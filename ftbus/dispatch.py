@@ -32,19 +32,21 @@ def start_workers(bus: EventBus) -> None:
     """Start the threads, then make the pool. Caller holds bus._lock.
 
     In this order, because events that are queued need a worker, and a system that
-    cannot start a thread must get no pool.
+    cannot start a thread must get no pool. An exception may come in from outside at
+    every call, Ctrl-C for one: the workers stay if there is a pool by then.
     """
     process = os.getpid()
-    gate = threading.Event()
+    gate = threading.Lock()  # let go by one call, which nothing interrupts half-way
+    gate.acquire()
     threads: list[threading.Thread] = []
     cores = topology.read_cores() if bus._numa != "off" else []
     places = topology.place_workers(bus._workers, bus._numa, cores)
     groups = (places.cache_of, places.node_of) if places else (None, None)
 
     def run(index: int) -> None:
-        gate.wait()
-        if not threads:  # the bus could not start
-            return
+        with gate:
+            if not threads:  # the bus could not start
+                return
         if places is not None:
             with suppress(OSError):  # a processor that has just gone
                 os.sched_setaffinity(0, places.cpus[index])
@@ -61,15 +63,16 @@ def start_workers(bus: EventBus) -> None:
         if bus._threads:  # a finalizer that ran in between has posted
             threads = []
         else:
-            bus._start_pool(*groups)
             bus._threads = threads
+            bus._start_pool(*groups)
             if os.getpid() != process:  # a finalizer has forked: they are the parent's
                 bus._is_forked = bus._after_fork_child()
     except BaseException:
-        threads = []
+        if not bus._is_started:
+            bus._threads = threads = []
         raise
     finally:
-        gate.set()
+        gate.release()
 
 
 def _start_with_stack(thread: threading.Thread) -> None:

@@ -72,6 +72,8 @@ def _after_fork_child() -> None:
         if bus._timers is not None:
             bus._timers.after_fork_child()
         bus._is_forked = bus._after_fork_child()
+        if not bus._is_forked:
+            bus._threads = []  # those that were being started are the parent's
 
 
 # The lock is held over the fork, so that no other thread is at the table just then.

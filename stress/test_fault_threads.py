@@ -113,6 +113,7 @@ def note(args):
         others.append(args.exc_value)
 threading.excepthook = note
 sys.unraisablehook = note
+bus.post("key", 0)  # CPython's Thread.start() loses a thread if it is hit
 threads = [start(index) for index in range(3)]
 pause = threading.Event()
 hits = 0

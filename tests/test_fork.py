@@ -104,13 +104,12 @@ def test_child_of_a_fork(has_workers: bool) -> None:
 
 
 class ForksOnceItHasAPool(EventBus):
-    """Has a child while its pool is there, and the list of its threads is not."""
+    """Has a child as soon as its pool is there."""
 
     status: int | None = None
 
     def _start_pool(self, *groups: Any) -> None:
         super()._start_pool(*groups)
-        assert not self._threads
         self.post("key", "queued before the fork")
         self.status = fork_and(self._be_a_child)
 
@@ -125,7 +124,7 @@ class ForksOnceItHasAPool(EventBus):
 @pytest.mark.thread_unsafe(reason="forks")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.skipif(TSAN, reason="ThreadSanitizer ends such children")
-def test_fork_between_the_pool_and_the_list_of_its_threads() -> None:
+def test_fork_as_soon_as_there_is_a_pool() -> None:
     seen: list[object] = []
     with ForksOnceItHasAPool(workers=1) as bus:
         bus.on("key", seen.append)
@@ -133,6 +132,36 @@ def test_fork_between_the_pool_and_the_list_of_its_threads() -> None:
         assert bus.status == 0
         assert bus.drain(WAIT)
     assert seen == ["queued before the fork", "after the fork"]
+
+
+class ForksBeforeItHasAPool(EventBus):
+    """Has a child while the threads of its workers are there, and its pool is not."""
+
+    status: int | None = None
+
+    def _start_pool(self, *groups: Any) -> None:
+        if self.status is None:
+            self.status = -1
+            self.status = fork_and(self._be_a_child)
+        super()._start_pool(*groups)
+
+    def _be_a_child(self) -> None:
+        self.post("key", "the child's own")
+        assert self.drain(WAIT)
+        assert self.close() == 0
+
+
+@pytest.mark.thread_unsafe(reason="forks")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.skipif(TSAN, reason="ThreadSanitizer ends such children")
+def test_fork_between_the_threads_and_the_pool() -> None:
+    seen: list[object] = []
+    with ForksBeforeItHasAPool(workers=1) as bus:
+        bus.on("key", seen.append)
+        bus.post("key", "after the fork")
+        assert bus.status == 0
+        assert bus.drain(WAIT)
+    assert seen == ["after the fork"]
 
 
 @pytest.mark.thread_unsafe(reason="forks")

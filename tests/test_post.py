@@ -202,3 +202,28 @@ def test_post_on_a_bus_that_was_closed_before_its_first_is_counted() -> None:
             bus.post("key")
     stats = bus.stats()
     assert (stats.posted, stats.rejected, stats.pending) == (3, 3, 0)
+
+
+@pytest.mark.parametrize("has_pool", [False, True], ids=["before", "after"])
+def test_first_post_may_be_interrupted_around_the_start(has_pool: bool) -> None:
+    """A pool without workers would keep all that is posted, for ever."""
+    interrupts = [KeyboardInterrupt]
+
+    class Bus(EventBus):
+        def _start_pool(self, cache_of: bytes | None, node_of: bytes | None, /) -> None:
+            if has_pool or not interrupts:
+                super()._start_pool(cache_of, node_of)
+            if interrupts:
+                raise interrupts.pop()
+
+    with Bus(workers=2) as bus:
+        seen: list[int] = []
+        bus.on("key", seen.append)
+        with pytest.raises(KeyboardInterrupt):
+            bus.post("key", 1)
+        assert len(bus._threads) == 2 * has_pool
+        bus.post("key", 2)
+        assert bus.drain(WAIT)
+        assert seen == [2]
+        assert len(bus._threads) == 2
+        assert len(bus.stats().workers) == 2

@@ -361,6 +361,13 @@ bus_unstarted_here(PyObject *self, PyObject *unused)
 }
 
 static PyObject *
+bus_is_started(PyObject *self, void *unused)
+{
+    (void)unused;
+    return PyBool_FromLong(ftb_load_acquire(&((BusObject *)self)->pool) != NULL);
+}
+
+static PyObject *
 bus_is_closed(PyObject *self, void *unused)
 {
     (void)unused;
@@ -369,6 +376,7 @@ bus_is_closed(PyObject *self, void *unused)
 }
 
 static PyGetSetDef bus_getset[] = {
+    {"_is_started", bus_is_started, NULL, NULL, NULL},
     {"closed", bus_is_closed, NULL, "True after close().", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
