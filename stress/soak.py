@@ -83,7 +83,8 @@ class Ledger:
         self.last = array("q", [-1] * (KEYS * EMITTERS))
         self.seen = array("q", bytes(8 * KEYS))
         self.faults: list[str] = []
-        self._latencies: dict[int, array[int]] = {}
+        # Lists: others read them meanwhile, and an array is not made for that.
+        self._latencies: dict[int, list[int]] = {}
 
     def handle(self, event: tuple[int, int, int, int, int]) -> None:
         key, emitter, number, sent_ns, kind = event
@@ -96,7 +97,7 @@ class Ledger:
         self.seen[key] += 1
         mine = self._latencies.get(threading.get_ident())
         if mine is None:
-            mine = self._latencies[threading.get_ident()] = array("q", bytes(8 * 512))
+            mine = self._latencies[threading.get_ident()] = [0] * 512
         mine[bucket_of(time.perf_counter_ns() - sent_ns)] += 1
         if kind == FAILING:
             raise ValueError("on purpose")

@@ -181,11 +181,12 @@ class Server(Closing, ABC):
     end = close  # the name by which bus.close() ends what it feeds
 
     def _wake(self) -> None:
-        if self._waker.fileno() >= 0:
-            try:  # needs nothing of this module, which may be gone at exit
-                self._waker.send(b"\0")
-            except OSError:
-                return  # full: then it is awake; or closed just now
+        with self._lock:
+            if self._waker.fileno() >= 0:
+                try:  # needs nothing of this module, which may be gone at exit
+                    self._waker.send(b"\0")
+                except OSError:
+                    return  # full: then it is awake
 
     def _note_end_of_bus(self, _: object) -> None:
         """Let the thread close: this is called wherever the last reference went."""
@@ -193,8 +194,10 @@ class Server(Closing, ABC):
             self._wake()
 
     def _close_sockets(self) -> None:
-        for opened in (self._listener, self._woken, self._waker):
-            opened.close()
+        with self._lock:  # nothing is sent to a descriptor that is another's by then
+            self._waker.close()
+        self._listener.close()
+        self._woken.close()
 
     def _after_fork_child(self) -> None:
         """Leave the parent's connections alone; the descriptors here are copies."""
