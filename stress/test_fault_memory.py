@@ -166,7 +166,7 @@ print(lost)
 def test_cpython_itself_crashes_when_memory_fails(python: Any, program: str) -> None:
     """Why the sweep leaves some calls out there: nothing of ftbus is needed.
 
-    It dies, or an object is not what it was: attribute name must be string, not 'tuple'.
+    It dies, or an object is not what it was: "attribute name must be string".
     """
     assert python(program).returncode != 0
 
