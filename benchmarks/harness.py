@@ -260,6 +260,7 @@ def prepare(crew: Crew, case: Case, burst_ns: float) -> Runner:
     """Set a case up, warm it up, and find how much of it takes burst_ns."""
     bind = case.setup()
     bursts = crew.each([partial(bind, i) for i in range(max(case.threads))])
+    crew.time_ns(bursts[:1], 1)  # not to be counted: threads start, memory is touched
     n, elapsed = 1, crew.time_ns(bursts[:1], 1)
     while elapsed < min(CALIBRATION_NS, burst_ns):
         n *= 2

@@ -362,6 +362,15 @@ def test_time_is_divided_by_the_operations_of_all_threads() -> None:
     crew.close()
 
 
+def test_what_a_case_does_once_does_not_shorten_its_bursts() -> None:
+    case = harness.Case("case", lambda: lambda thread: spin, threads=(1,))
+    crew = harness.Crew(1)
+    once = iter([50_000_000])  # the first burst starts threads, say
+    crew.time_ns = lambda bursts, n: next(once, 1000 * n)  # type: ignore[method-assign]
+    assert harness.prepare(crew, case, burst_ns=6_000_000).n == 6000
+    crew.close()
+
+
 def test_bursts_run_in_the_threads_that_bound_them() -> None:
     crew = harness.Crew(2)
     bound = crew.each([threading.get_ident] * 2)
