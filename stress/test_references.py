@@ -170,7 +170,7 @@ def test_handlers_are_let_go_however_they_end(seed: int) -> None:
             bus.emit(key)  # those of once that no emit has met
         assert bus.drain(WAIT)
         # Without a GIL a count of references has two halves, and what one thread gives
-        # back of another's object may wait until that one runs. A collection merges them.
+        # back of another's object may wait until that runs. A collection merges them.
         watch.check_all_gone(collects=True)
 
 
