@@ -283,20 +283,17 @@ def test_emit_sees_one_set_of_handlers_while_others_change_it() -> None:
             return rounds
 
         def emit(index: int) -> int:
-            ran = [0]
-
-            def count(event: object) -> None:
-                ran[0] += 1
-
-            bus.on("key", count)
+            ran: list[tuple[int, int]] = []
+            bus.on("key", ran.append)
             try:
                 for n in range(3000):
-                    assert bus.emit("key", n) >= 1
+                    assert bus.emit("key", (index, n)) >= 1
                     bus.emit(index, n)
             finally:
                 stop.set()
-            bus.off("key", count)
-            return ran[0]
+            bus.off("key", ran.append)
+            assert [n for who, n in ran if who == index] == list(range(3000))
+            return len(ran)
 
         results = run_threads(4, lambda i: change(i) if i < 2 else emit(i))
         assert results[2] >= 3000
