@@ -122,6 +122,18 @@ __tsan_init(void)
 #define __atomic_exchange(address, value, order)                                       \
     __atomic_exchange_n(address, value, order)
 
+#define COMPARE_EXCHANGE(bits, strength, is_weak)                                      \
+    bool __tsan_atomic##bits##_compare_exchange_##strength(                            \
+        volatile uint##bits##_t *address, uint##bits##_t *expected,                    \
+        uint##bits##_t value, int order, int failure_order)                            \
+    {                                                                                  \
+        (void)order;                                                                   \
+        (void)failure_order;                                                           \
+        record((uintptr_t)address, bits / 8, CODE);                                    \
+        return __atomic_compare_exchange_n(                                            \
+            address, expected, value, is_weak, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);    \
+    }
+
 #define ATOMIC(bits)                                                                   \
     uint##bits##_t __tsan_atomic##bits##_load(                                         \
         const volatile uint##bits##_t *address, int order)                             \
@@ -136,26 +148,8 @@ __tsan_init(void)
         record((uintptr_t)address, bits / 8, CODE);                                    \
         __atomic_store_n(address, value, __ATOMIC_SEQ_CST);                            \
     }                                                                                  \
-    bool __tsan_atomic##bits##_compare_exchange_strong(                                \
-        volatile uint##bits##_t *address, uint##bits##_t *expected,                    \
-        uint##bits##_t value, int order, int failure_order)                            \
-    {                                                                                  \
-        (void)order;                                                                   \
-        (void)failure_order;                                                           \
-        record((uintptr_t)address, bits / 8, CODE);                                    \
-        return __atomic_compare_exchange_n(                                            \
-            address, expected, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);      \
-    }                                                                                  \
-    bool __tsan_atomic##bits##_compare_exchange_weak(                                  \
-        volatile uint##bits##_t *address, uint##bits##_t *expected,                    \
-        uint##bits##_t value, int order, int failure_order)                            \
-    {                                                                                  \
-        (void)order;                                                                   \
-        (void)failure_order;                                                           \
-        record((uintptr_t)address, bits / 8, CODE);                                    \
-        return __atomic_compare_exchange_n(                                            \
-            address, expected, value, true, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);       \
-    }                                                                                  \
+    COMPARE_EXCHANGE(bits, strong, false)                                              \
+    COMPARE_EXCHANGE(bits, weak, true)                                                 \
     CHANGE(bits, exchange)                                                             \
     CHANGE(bits, fetch_add)                                                            \
     CHANGE(bits, fetch_sub)                                                            \

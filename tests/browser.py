@@ -7,10 +7,10 @@ import os
 import select
 import shutil
 import subprocess
-import time
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from ftbus.testing import eventually
 
 LIMIT_S = 60
 
@@ -24,7 +24,7 @@ def find() -> str | None:
 
 
 class Browser:
-    """One browser with one page. A context manager; one thread."""
+    """One browser with one page, to be closed. One thread."""
 
     def __init__(self, path: str, profile: Path) -> None:
         commands, self._out = os.pipe()
@@ -106,11 +106,7 @@ class Browser:
 
     def wait_until(self, expression: str) -> Any:
         """Wait until an expression is true in the page; return it."""
-        deadline = time.monotonic() + LIMIT_S
-        while not (value := self.evaluate(expression)):
-            assert time.monotonic() < deadline, f"still {value!r}: {expression}"
-            time.sleep(0.05)
-        return value
+        return eventually(lambda: self.evaluate(expression), LIMIT_S)
 
     def show(self, width: int, height: int, scheme: str = "light") -> None:
         """Give the page a size, and a preferred colour scheme."""
@@ -174,14 +170,3 @@ class Browser:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -267,7 +267,8 @@ def test_options(bus: EventBus) -> None:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Browser]:
     if CHROMIUM is None:
         pytest.skip("needs Chromium: CHROMIUM=PATH, or chromium on the PATH")
-    with browser.Browser(CHROMIUM, tmp_path_factory.mktemp("profile")) as opened:
+    profile = tmp_path_factory.mktemp("profile")
+    with contextlib.closing(browser.Browser(CHROMIUM, profile)) as opened:
         yield opened
 
 

@@ -107,10 +107,11 @@ class ForksOnceItHasAPool(EventBus):
     """Has a child as soon as its pool is there."""
 
     status: int | None = None
+    queued_before = ("queued before the fork",)
 
     def _start_pool(self, *groups: Any) -> None:
         super()._start_pool(*groups)
-        self.post("key", "queued before the fork")
+        self.post_many("key", self.queued_before)
         self.status = fork_and(self._be_a_child)
 
     def _be_a_child(self) -> None:
@@ -121,23 +122,11 @@ class ForksOnceItHasAPool(EventBus):
         assert self.close() == 0  # the parent handles it
 
 
-@pytest.mark.thread_unsafe(reason="forks")
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.skipif(TSAN, reason="ThreadSanitizer ends such children")
-def test_fork_as_soon_as_there_is_a_pool() -> None:
-    seen: list[object] = []
-    with ForksOnceItHasAPool(workers=1) as bus:
-        bus.on("key", seen.append)
-        bus.post("key", "after the fork")
-        assert bus.status == 0
-        assert bus.drain(WAIT)
-    assert seen == ["queued before the fork", "after the fork"]
-
-
 class ForksBeforeItHasAPool(EventBus):
     """Has a child while the threads of its workers are there, and its pool is not."""
 
     status: int | None = None
+    queued_before = ()
 
     def _start_pool(self, *groups: Any) -> None:
         if self.status is None:
@@ -154,14 +143,15 @@ class ForksBeforeItHasAPool(EventBus):
 @pytest.mark.thread_unsafe(reason="forks")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.skipif(TSAN, reason="ThreadSanitizer ends such children")
-def test_fork_between_the_threads_and_the_pool() -> None:
+@pytest.mark.parametrize("kind", [ForksOnceItHasAPool, ForksBeforeItHasAPool])
+def test_fork_while_the_first_post_starts_the_workers(kind: Any) -> None:
     seen: list[object] = []
-    with ForksBeforeItHasAPool(workers=1) as bus:
+    with kind(workers=1) as bus:
         bus.on("key", seen.append)
         bus.post("key", "after the fork")
         assert bus.status == 0
         assert bus.drain(WAIT)
-    assert seen == ["after the fork"]
+    assert seen == [*kind.queued_before, "after the fork"]
 
 
 @pytest.mark.thread_unsafe(reason="forks")

@@ -267,6 +267,40 @@ sums_new(void)
     return sums;
 }
 
+static uint64_t
+longest_of(struct ftb_tally *tally)
+{
+    struct ftb_histogram *time = ftb_load_acquire(&tally->time);
+    return time == NULL ? 0 : ftb_load_acquire(&time->max_ns);
+}
+
+/* Bug hunted: a slow call that nobody ranks, or every call ranked. */
+static void
+test_recording_says_whether_a_time_is_the_longest(void)
+{
+    struct ftb_bus *bus = bus_new();
+    struct fake fake;
+    fake_init(&fake);
+    struct ftb_topic *topic = topic_of(bus, "key");
+    struct ftb_handler *handler = subscribe(topic, &fake, 0, 0);
+    struct ftb_tally *tally = ftb_tally_local(handler, ftb_thread_current());
+    CHECK(tally != NULL && longest_of(tally) == 0);
+    for (long count = 0; count < 2; count++) { /* the histogram, its first octave */
+        ftb_fault_alloc(count);
+        CHECK(!ftb_tally_record_local(tally, 5000));
+        ftb_fault_alloc(-1);
+        CHECK(longest_of(tally) == 0);
+    }
+    CHECK(ftb_tally_record_local(tally, 5000));
+    CHECK(!ftb_tally_record_local(tally, 4999));
+    CHECK(ftb_tally_record_local(tally, 5000)); /* as long as the longest */
+    CHECK(ftb_tally_record_local(tally, 5001));
+    CHECK(longest_of(tally) == 5001);
+    cancel(handler);
+    ftb_handler_release(handler);
+    bus_end(bus);
+}
+
 /* Bug hunted: a time in the wrong place, one that dies with its thread, and memory that is
  * seen before its zeros. */
 static void
@@ -300,7 +334,10 @@ timed_body(int ix, void *context)
         sched_yield();
         struct ftb_tally *tally = ftb_tally_local(timed->handlers[i], thread);
         CHECK(tally != NULL);
-        (void)ftb_tally_record_local(tally, (uint64_t)(1000 + ix)); /* added up below */
+        /* This record of a thread may have been another thread's, which has ended. */
+        uint64_t ns = (uint64_t)(1000 + ix);
+        bool is_longest = ns >= longest_of(tally);
+        CHECK(ftb_tally_record_local(tally, ns) == is_longest);
         sched_yield();
     }
     if (ix < TIMERS_N) {
@@ -387,6 +424,7 @@ main(void)
     RUN(test_nested_changes_are_not_mistaken);
     RUN(test_calls_under_churn_add_up);
     RUN(test_without_memory_totals_are_right);
+    RUN(test_recording_says_whether_a_time_is_the_longest);
     RUN(test_times_of_all_threads_add_up);
     RUN(test_topics_have_the_timing_they_chose);
     return 0;
