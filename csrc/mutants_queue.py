@@ -365,4 +365,33 @@ QUEUE: tuple[Mutant, ...] = (
         "pool == NULL",
         ("test_pool_close",),
     ),
+    # Lingering: only if something is queued, too little, and until its time is over.
+    Mutant(
+        "pool-lingers-with-an-empty-queue",
+        TAKE,
+        "return queued_n > 0 && 2 *",
+        "return 2 *",
+        ("test_pool_linger",),
+    ),
+    Mutant(
+        "pool-lingers-with-enough",
+        TAKE,
+        "2 * (uint64_t)(batch->n + queued_n) < worker->batch_n",
+        "batch->n < worker->batch_n",
+        ("test_pool_linger",),
+    ),
+    Mutant(
+        "pool-never-lingers",
+        WAIT,
+        "while (worker->stamp_ns < worker->linger_until_ns) {",
+        "while (pool == NULL) {",
+        ("test_pool_linger",),
+    ),
+    Mutant(
+        "pool-lingers-from-the-end",
+        TAKE,
+        "? batch->start_ns + pool->linger_ns",
+        "? ftb_now_ns() + pool->linger_ns",
+        ("test_pool_linger",),
+    ),
 )

@@ -38,6 +38,7 @@ test_a_worker_lingers_after_a_short_batch(void)
     uint64_t start_ns = run_one(pool, 5, 1, 1);
     ftb_pool_worker_stats(pool, 0, &stats);
     uint64_t busy_ns = stats.busy_ns;
+    CHECK(pool->workers[0].linger_until_ns == start_ns + 5 * MS); /* not from its end */
     ftb_pool_linger(pool, 0);
     CHECK(ftb_now_ns() >= start_ns + 5 * MS);
     CHECK(ftb_pool_take(pool, 0, &batch) == 1);
