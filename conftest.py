@@ -109,10 +109,10 @@ class FailedAlready(Exception):
 @pytest.fixture(autouse=True)
 def guard(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves a bus open, or handlers or buffers behind."""
-    before = set(map(id, lifecycle.live_buses()))
+    before = set(map(id, lifecycle.buses.live()))
     with contextlib.suppress(FailedAlready), testing.no_leaks():
         yield
-        opened = [bus for bus in lifecycle.live_buses() if id(bus) not in before]
+        opened = [bus for bus in lifecycle.buses.live() if id(bus) not in before]
         left_open = [repr(bus) for bus in opened if not bus.closed]
         while opened:
             opened.pop().close(drain=False, timeout=1.0)

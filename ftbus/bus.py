@@ -188,7 +188,7 @@ class EventBus(MonitoredBus, Closing):
             timing_number,
             timing_interval,
         )
-        lifecycle.register(self)
+        lifecycle.buses.add(self)
 
     # Subscribing
 

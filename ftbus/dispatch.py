@@ -10,7 +10,7 @@ from contextlib import suppress
 from contextvars import Context
 from typing import TYPE_CHECKING
 
-from ftbus import buffers, topology
+from ftbus import buffers, interrupts, topology
 from ftbus.errors import InvalidOptionError
 
 if TYPE_CHECKING:
@@ -182,8 +182,7 @@ def _join(bus: EventBus, deadline: float) -> bool:
         others = [thread for thread in bus._threads if thread not in bus._closers]
     try:
         for thread in others:
-            left = min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
-            thread.join(max(0.0, left))
+            interrupts.join(thread, deadline - time.monotonic())
         return any(thread.is_alive() for thread in others)
     finally:
         with bus._lock:

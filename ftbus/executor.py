@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-import weakref
 from concurrent.futures import Executor, wait
 from contextlib import contextmanager
 from contextvars import Context, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ftbus import interrupts
 from ftbus.errors import (
     DeadlockError,
     EventDroppedError,
@@ -20,6 +20,7 @@ from ftbus.errors import (
     InvalidOptionError,
 )
 from ftbus.futures import TaskFuture
+from ftbus.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -64,7 +65,7 @@ class BusExecutor(Executor):
         self._is_shut_down = False
         self._lock = threading.RLock()  # a finalizer may submit while it is held
         self._unfinished: set[_Job] = set()
-        _register(self)
+        _executors.add(self)
 
     def submit[T](
         self, fn: Callable[..., T], /, *args: Any, **kwargs: Any
@@ -151,7 +152,9 @@ class BusExecutor(Executor):
             for job in jobs:
                 job.future._help(None)
         else:
-            wait([job.future for job in jobs])
+            futures = [job.future for job in jobs]
+            while wait(futures, interrupts.slice_s()).not_done:
+                pass
 
     def _check_usable(self) -> None:
         if self._broken is not None:
@@ -308,7 +311,7 @@ def _waiting(executor: BusExecutor, jobs: list[_Job]) -> Iterator[None]:
     """Refuse to wait for jobs that wait for what this thread runs."""
     me = threading.get_ident()
     running: list[_Job] = []
-    for live in _live():
+    for live in _executors.live():
         with live._lock:
             running += [job for job in live._unfinished if job.thread == me]
     if not running:  # nobody waits for this thread
@@ -328,34 +331,16 @@ def _waiting(executor: BusExecutor, jobs: list[_Job]) -> Iterator[None]:
                 _waits.remove(own)
 
 
-# By id, like the buses in lifecycle.
-_executors: dict[int, weakref.ref[BusExecutor]] = {}
+_executors: Registry[BusExecutor] = Registry()
 _lock = threading.RLock()
 _is_exiting = False
-
-
-def _register(executor: BusExecutor) -> None:
-    name = id(executor)
-    reference = weakref.ref(executor, lambda reference: _forget(name))
-    with _lock:
-        _executors[name] = reference
-
-
-def _forget(name: int) -> None:
-    _executors.pop(name, None)
-
-
-def _live() -> list[BusExecutor]:
-    with _lock:
-        references = list(_executors.values())
-    return [live for reference in references if (live := reference()) is not None]
 
 
 def finish_all() -> None:
     """Run what was submitted when the interpreter exits, however long it takes."""
     global _is_exiting
     _is_exiting = True
-    for executor in _live():
+    for executor in _executors.live():
         executor.shutdown()
 
 
@@ -364,7 +349,7 @@ def _after_fork_child() -> None:
     global _lock
     _lock = threading.RLock()
     _waits.clear()
-    for executor in _live():
+    for executor in _executors.live():
         executor._lock = threading.RLock()
         executor._unfinished = set()
 

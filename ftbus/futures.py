@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Protocol
+
+from ftbus import interrupts
 
 if TYPE_CHECKING:
     from ftbus.bus import EventBus
@@ -91,12 +94,12 @@ class TaskFuture[T](Future[T]):
         self._work = None
 
     def _help(self, timeout: float | None) -> float | None:
-        """Run what this waits for; return what is left of the timeout."""
+        """Run what this waits for, or let signals in; return what is left to wait."""
         work = self._work
         if work is None or (timeout is not None and timeout <= 0):
             return timeout
         if not work.bus._executing():
-            return timeout
+            return self._wait_in_slices(timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = _PAUSE_MIN_S
         while not self.done():
@@ -111,6 +114,17 @@ class TaskFuture[T](Future[T]):
             if not work.bus._help():
                 pause = min(2 * pause, _PAUSE_MAX_S)
         return timeout
+
+    def _wait_in_slices(self, timeout: float | None) -> float | None:
+        """Wait in the main thread, where signals run; return what is left to wait."""
+        slice_s = interrupts.slice_s()
+        if slice_s is None:
+            return timeout
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
+            if self._wait(min(slice_s, left)):
+                return timeout
+        return 0.0
 
     def _wait(self, seconds: float) -> bool:
         """Wait; return whether this is done."""

@@ -9,7 +9,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from ftbus import handlers
+from ftbus import handlers, interrupts
 from ftbus.errors import InvalidOptionError, StreamFullError
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ __all__ = ["EventStream"]
 
 _OVERFLOWS = ("block", "raise", "drop_newest", "drop_oldest")
 _SIZE_MAX = 1 << 30
-_SLICE_S = 0.05  # how often a blocked handler looks whether the bus was closed
 
 
 class EventStream:
@@ -149,7 +148,7 @@ class _Sink:
         if self._overflow == "raise" or self._is_loop_here():
             raise StreamFullError(self.key, self._maxsize)
         while len(self.events) >= self._maxsize and not self._has_ended:
-            self._changed.wait(_SLICE_S)
+            self._changed.wait(interrupts.SLICE_S)
             bus = self.bus()
             if bus is None or bus.closed or self._loop.is_closed():
                 raise StreamFullError(self.key, self._maxsize)

@@ -153,13 +153,13 @@ def test_every_step_of_the_ladder_hands_over_the_same_bytes(name: str) -> None:
     got: list[bytes] = []
     handlers = [lambda data: got.append(bytes(data)) for _ in range(3)]
     event = ladder.EVENTS.get(name, ladder.new_event)()
-    before = set(lifecycle.live_buses())
+    before = set(lifecycle.buses.live())
     assert ladder.LADDER[name](handlers)()(event) == 3
     assert len(got) == 3
     assert len(set(got)) == 1
     if name != ladder.FIXED:
         assert json.loads(got[0]) == event
-    for bus in set(lifecycle.live_buses()) - before:
+    for bus in set(lifecycle.buses.live()) - before:
         bus.close()
 
 

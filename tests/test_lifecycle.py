@@ -234,7 +234,7 @@ def test_many_buses_come_and_go() -> None:
                 if n % 5 == 0:
                     bus.post("key")
 
-    before = len(lifecycle.live_buses())
+    before = len(lifecycle.buses.live())
     run_threads(4, work)
     gc.collect()
-    eventually(lambda: len(lifecycle.live_buses()) <= before)
+    eventually(lambda: len(lifecycle.buses.live()) <= before)

@@ -7,18 +7,36 @@ import pytest
 
 @pytest.mark.thread_unsafe(reason="starts a process")
 @pytest.mark.parametrize(
+    "heard",
+    [
+        "os.kill(os.getpid(), signal.SIGINT)",
+        # By this thread: the main thread's sleep does not end, as if the signal had
+        # come just before.
+        "signal.pthread_kill(threading.get_ident(), signal.SIGINT)",
+    ],
+    ids=["at once", "later"],
+)
+@pytest.mark.parametrize(
     "wait",
     [
         "bus.drain()",
         "bus.close(timeout=600)",
+        "other.close(drain=False, timeout=600)",
         'bus.post("key")',
         "subscription.cancel(wait=True)",
+        "called.result()",
+        "called.exception(600)",
+        "submitted.result()",
+        "executor.shutdown()",
+        "ftbus.testing.run_threads(1, lambda index: leave.wait())",
     ],
 )
-def test_interrupt_during_a_wait_is_heard_promptly(python: Any, wait: str) -> None:
+def test_interrupt_during_a_wait_is_heard_promptly(
+    python: Any, wait: str, heard: str
+) -> None:
     done = python(
         f"""
-import os, signal, threading, time, ftbus
+import os, signal, threading, time, ftbus, ftbus.testing
 bus = ftbus.EventBus(workers=1, queue_size=1)
 entered, leave = threading.Event(), threading.Event()
 @bus.on("key")
@@ -29,6 +47,11 @@ subscription = bus.subscribe("key", handler)
 bus.post("key")
 entered.wait(30)
 bus.post("key")
+other = ftbus.EventBus(workers=1)
+other.on("key", lambda event: leave.wait())
+called = other.call("key")
+executor = other.executor()
+submitted = executor.submit(leave.wait)
 begun = []
 def is_asleep():
     with open(f"/proc/self/task/{{os.getpid()}}/stat") as file:
@@ -36,7 +59,7 @@ def is_asleep():
 def interrupt():
     while not (begun and is_asleep()):
         time.sleep(0.001)
-    os.kill(os.getpid(), signal.SIGINT)
+    {heard}
 threading.Thread(target=interrupt).start()
 try:
     begun.append(True)
@@ -44,8 +67,9 @@ try:
 except KeyboardInterrupt:
     print("interrupted")
 leave.set()
+other.close(timeout=30)
 assert bus.close(timeout=30) == 0
-assert bus.stats().pending == 0
+assert bus.stats().pending == other.stats().pending == 0
 """
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -23,10 +23,9 @@ from typing import TYPE_CHECKING, Final
 
 from ftbus.closing import Closing
 from ftbus.errors import BusClosedError
+from ftbus.registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ftbus.bus import EventBus
 
 _JOIN_S: Final = 1.0
@@ -126,7 +125,7 @@ class Server(Closing, ABC):
                 if bus._closing:
                     raise BusClosedError(bus, f"serve {name}")
                 bus._sinks.add(self)
-            _servers[id(self)] = weakref.ref(self, _forget(id(self)))
+            _servers.add(self)
             self._thread.start()
         except BaseException:
             self.close()
@@ -286,19 +285,12 @@ class Server(Closing, ABC):
         connection.close()
 
 
-# By id, as the buses in ftbus.lifecycle.
-_servers: dict[int, weakref.ref[Server]] = {}
-
-
-def _forget(name: int) -> Callable[[object], object]:
-    return lambda _: _servers.pop(name, None)
+_servers: Registry[Server] = Registry()
 
 
 def _after_fork_child() -> None:
-    for reference in list(_servers.values()):
-        server = reference()
-        if server is not None:
-            server._after_fork_child()
+    for server in _servers.live():
+        server._after_fork_child()
 
 
 os.register_at_fork(after_in_child=_after_fork_child)

@@ -14,12 +14,13 @@ Which buffer it was, and where it came from, ftbus.testing.pytest_plugin says.
 from __future__ import annotations
 
 import gc
+import math
 import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ftbus import _core, buffers
+from ftbus import _core, buffers, interrupts
 from ftbus.buffers import default_pool
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def run_threads[T](n: int, function: Callable[[int], T]) -> list[T]:
         barrier.abort()  # those that did start must not wait for the others
         raise
     for thread in threads:
-        thread.join()
+        interrupts.join(thread, math.inf)
     raised = [error for error in errors if error is not None]
     if len(raised) == 1:
         raise raised[0]
