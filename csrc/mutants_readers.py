@@ -183,8 +183,15 @@ READERS: tuple[Mutant, ...] = (
     Mutant(
         "reclaim-looks-once",
         RECLAIM_C,
-        "        if (ftb_load_acquire(&retired) == NULL) {\n            break;",
+        "        if (!ftb_load_seq_cst(&is_asked)) {\n            break;",
         "        if (round == 0) {\n            break;",
+        ("test_reclaim",),
+    ),
+    Mutant(
+        "reclaim-looks-at-retired-only",
+        RECLAIM_C,
+        "        if (!ftb_load_seq_cst(&is_asked)) {",
+        "        if (ftb_load_seq_cst(&retired) == NULL) {",
         ("test_reclaim",),
     ),
     Mutant(

@@ -36,6 +36,14 @@
  *    read < push < (1) < (2), and it never had `old`.
  * 6. One reclaimer at a time (reclaim_lock, try only), so each retired object is judged
  *    once, by the thread that took it off the list; what it keeps goes to `kept`.
+ * 7. Who finds it taken goes away, but nothing waits for a later call because of that:
+ *    it has said that it asks (is_asked) before it tried. Either the reclaimer took this
+ *    back later, before its scan, which then sees what was retired and which slots were
+ *    given back (it read what was stored, and both are seq_cst). Or it finds it said when
+ *    it has unlocked, and scans again: the try failed before that, and seq_cst keeps the
+ *    store before the try and the look behind the unlocking, on ARM too, though C says
+ *    nothing of a try that fails. What is left after so many rounds, or because a section
+ *    did not close, waits for the next call.
  *
  * A section contains no call that can block, so an odd seq means tens of nanoseconds
  * unless the thread was preempted; then the batch is kept for the next attempt. */
@@ -49,6 +57,8 @@ FTB_TLS struct ftb_thread *ftb_thread_local = NULL;
 static struct ftb_threads threads = {NULL};
 /* Pushed to by ftb_retire, emptied by the reclaimer. */
 static _Atomic(struct ftb_retired *) retired = NULL;
+/* Somebody retired something or gave back a slot since the last scan began. */
+static _Atomic(uint32_t) is_asked = 0;
 /* Guarded by reclaim_lock. */
 static struct ftb_retired *kept = NULL;
 static pthread_mutex_t reclaim_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -248,6 +258,7 @@ reclaim_locked(size_t *left_n)
 {
     struct ftb_retired *free_list = NULL;
     struct hazard_set set = {NULL, 0, 0};
+    (void)ftb_exchange_seq_cst(&is_asked, 0);
     kept_append_locked(retired_take());
     if (kept != NULL && ftb__sections_closed(&threads) && hazard_set_fill(&set)) {
         free_list = kept_split_locked(&set);
@@ -264,10 +275,11 @@ size_t
 ftb_reclaim(void)
 {
     size_t left_n = 0;
+    ftb_store_seq_cst(&is_asked, 1);
     for (int round = 0; round < RECLAIM_ROUNDS_MAX; round++) {
         if (pthread_mutex_trylock(&reclaim_lock) != 0) {
-            return 1; /* who is at it looks again for what we retired; a waiter does not,
-                       * but reclaims when it has waited */
+            return 1; /* point 7: who is at it does it for us; a waiter does not count
+                       * on that, but reclaims when it has waited */
         }
         struct ftb_retired *free_list = reclaim_locked(&left_n);
         pthread_mutex_unlock(&reclaim_lock);
@@ -276,9 +288,7 @@ ftb_reclaim(void)
             free_list->free_fn(free_list);
             free_list = next;
         }
-        /* Acquire keeps this look behind the unlock on ARM, though C does not say so: who
-         * retired after it finds the lock free. What it misses waits for the next call. */
-        if (ftb_load_acquire(&retired) == NULL) {
+        if (!ftb_load_seq_cst(&is_asked)) {
             break;
         }
     }

@@ -197,6 +197,49 @@ test_nothing_waits_for_a_later_reclaim(void)
     check_all_freed();
 }
 
+struct drops {
+    pthread_barrier_t step;
+    ftb_atomic(struct node *) link;
+    long rounds;
+};
+
+/* Bug hunted: a thread gives back the slot of a replaced object and finds the reclaimer at
+ * work, which has already read the slot: the object stays until some later cancel. */
+static void
+drops_body(int ix, void *context)
+{
+    struct drops *drops = context;
+    struct ftb_thread *thread = ftb_thread_current();
+    for (long n = 0; n < drops->rounds; n++) {
+        if (ix == 0) {
+            link_replace(&drops->link, node_new());
+        }
+        pthread_barrier_wait(&drops->step);
+        node_hold(thread, &drops->link);
+        pthread_barrier_wait(&drops->step);
+        if (ix == 0) {
+            link_replace(&drops->link, NULL);
+        }
+        pthread_barrier_wait(&drops->step);
+        ftb_hazard_drop(thread);
+        ftb_reclaim();
+        pthread_barrier_wait(&drops->step);
+        if (ix == 0) {
+            CHECK(ftb_load_acquire(&freed_n) == ftb_load_acquire(&retired_n));
+        }
+    }
+}
+
+static void
+test_a_slot_given_back_is_seen(void)
+{
+    struct drops drops = {.link = NULL, .rounds = scaled(20000)};
+    pthread_barrier_init(&drops.step, NULL, 3);
+    run_threads(3, drops_body, &drops);
+    pthread_barrier_destroy(&drops.step);
+    check_all_freed();
+}
+
 /* Without memory */
 
 static void *
@@ -267,5 +310,6 @@ main(void)
     RUN(test_find_looks_into_live_objects);
     RUN(test_free_function_retires_and_reclaims);
     RUN(test_nothing_waits_for_a_later_reclaim);
+    RUN(test_a_slot_given_back_is_seen);
     return 0;
 }
