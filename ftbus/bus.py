@@ -176,13 +176,15 @@ class EventBus(MonitoredBus, Closing):
         self._batches: set[Any] = set()  # handlers that hold events
         self._timers: timers.Timers | None = None
         self._monitor = monitor.Monitor(timing, timing_interval, stats)
+        spin_ns, linger_ns = _SPIN_AND_LINGER_NS[latency]
         self._configure(
             self._codec,
             errors == "log",
             _OVERFLOWS.index(overflow),
             queue_size,
             self._workers,
-            *_SPIN_AND_LINGER_NS[latency],
+            spin_ns,
+            linger_ns,
             order == "key",
             stats,
             timing_number,

@@ -84,9 +84,8 @@ class Monitor:
         self._baseline: Baseline | None = None
         self._lock = threading.RLock()  # a finalizer may run while it is held
         # (seconds, counters), oldest first: what the rates are made of.
-        self._past: deque[tuple[float, Counters]] = deque(
-            [(self._started_s, Counters())]
-        )
+        self._past: deque[tuple[float, Counters]] = deque()
+        self._past.append((self._started_s, Counters()))
 
     def stats(
         self,
