@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from io import StringIO
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from ftbus.stats import BusStats
+    from ftbus.stats import BusStats, TopicStats
 
 _ROWS_MAX = 20
 _SLOWEST_MAX = 10
@@ -31,16 +32,21 @@ def report(stats: BusStats, *, rich: bool | None = None) -> str:
 
     rich: draw them with the package of that name; None does if it is installed.
     """
-    lines = [_headline(stats), _sampling(stats)]
-    tables = [table for table in _tables(stats) if table.rows]
-    draw = _plain
+    draw: Callable[[_Table], Iterable[str]] = _plain
     if rich if rich is not None else find_spec("rich") is not None:
         draw = _rich
-    for table in tables:
-        lines += ["", *draw(table)]
-        if table.left_out:
-            lines.append(f"... and {table.left_out} more")
-    return "\n".join(lines)
+    return "\n".join(_lines(stats, draw))
+
+
+def _lines(stats: BusStats, draw: Callable[[_Table], Iterable[str]]) -> Iterator[str]:
+    yield _headline(stats)
+    yield _sampling(stats)
+    for table in _tables(stats):
+        if table.rows:
+            yield ""
+            yield from draw(table)
+            if table.left_out:
+                yield f"... and {table.left_out} more"
 
 
 def _headline(stats: BusStats) -> str:
@@ -111,30 +117,37 @@ def _tables(stats: BusStats) -> Iterator[_Table]:
 def _queues(stats: BusStats) -> _Table:
     waits = [row for row in stats.topics if row.times.wait.count]
     waits.sort(key=lambda row: row.times.wait.p99_ns, reverse=True)
-    rows = [
-        (
-            "(all keys)",
-            str(stats.queued),
-            str(stats.queued_max),
-            str(stats.queue_size),
-            _ns(stats.times.wait.p50_ns),
-            _ns(stats.times.wait.p99_ns),
-        )
-    ]
+    return _Table(
+        "queue, longest waits first",
+        ("queued for", "now", "most", "limit", "wait p50", "wait p99"),
+        tuple(_queue_rows(stats, waits[:_SLOWEST_MAX])) if stats.posted else (),
+        left_out=max(0, len(waits) - _SLOWEST_MAX),
+    )
+
+
+def _queue_rows(
+    stats: BusStats, waits: Iterable[TopicStats]
+) -> Iterator[tuple[str, ...]]:
+    yield (
+        "(all keys)",
+        str(stats.queued),
+        str(stats.queued_max),
+        str(stats.queue_size),
+        _ns(stats.times.wait.p50_ns),
+        _ns(stats.times.wait.p99_ns),
+    )
     groups = stats.partitions
     if groups.posted:
-        rows.append(
-            (
-                f"(partitions, {groups.busy} of {groups.groups} groups busy)",
-                str(groups.queued),
-                "",
-                "",
-                _ns(groups.wait.p50_ns),
-                _ns(groups.wait.p99_ns),
-            )
+        yield (
+            f"(partitions, {groups.busy} of {groups.groups} groups busy)",
+            str(groups.queued),
+            "",
+            "",
+            _ns(groups.wait.p50_ns),
+            _ns(groups.wait.p99_ns),
         )
-    rows += [
-        (
+    for row in waits:
+        yield (
             _key(row.key),
             str(row.posted - row.delivered - row.dropped - row.rejected),
             "",
@@ -142,25 +155,31 @@ def _queues(stats: BusStats) -> _Table:
             _ns(row.times.wait.p50_ns),
             _ns(row.times.wait.p99_ns),
         )
-        for row in waits[:_SLOWEST_MAX]
-    ]
-    return _Table(
-        "queue, longest waits first",
-        ("queued for", "now", "most", "limit", "wait p50", "wait p99"),
-        rows if stats.posted else [],
-        left_out=max(0, len(waits) - _SLOWEST_MAX),
-    )
 
 
 def _busiest(stats: BusStats) -> _Table:
-    columns = ("handlers", "emitted", "posted", "delivered", "handled", "failed")
     return _Table(
         "busiest keys",
-        ("key", *columns, "emit p50", "emit p99"),
+        (
+            "key",
+            "handlers",
+            "emitted",
+            "posted",
+            "delivered",
+            "handled",
+            "failed",
+            "emit p50",
+            "emit p99",
+        ),
         [
             (
                 _key(row.key),
-                *(str(getattr(row, column)) for column in columns),
+                str(row.handlers),
+                str(row.emitted),
+                str(row.posted),
+                str(row.delivered),
+                str(row.handled),
+                str(row.failed),
                 _ns(row.times.emit.p50_ns),
                 _ns(row.times.emit.p99_ns),
             )
@@ -204,18 +223,16 @@ def _ns(ns: float) -> str:
     return f"{ns / size:.3g} {unit}"
 
 
-def _plain(table: _Table) -> list[str]:
-    widths = [
-        max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)
-    ]
-    lines = [table.title]
-    for row in (table.header, *table.rows):
+def _plain(table: _Table) -> Iterator[str]:
+    rows = tuple(chain((table.header,), table.rows))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    yield table.title
+    for row in rows:
         cells = [
             cell.ljust(width) if place < table.texts else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
+        yield "  ".join(cells).rstrip()
 
 
 def _rich(table: _Table) -> list[str]:
