@@ -84,11 +84,25 @@ ftb_histogram_sum_split(
     whole->sum_ns = whole->sum_ns > part->sum_ns ? whole->sum_ns : part->sum_ns;
     if (rest->octaves != 0) {
         rest->sum_ns = whole->sum_ns - part->sum_ns;
-        rest->min_ns = ftb_histogram_lowest(lowest);
-        rest->max_ns = ftb_histogram_highest(highest);
-        rest->min_ns = rest->min_ns > whole->min_ns ? rest->min_ns : whole->min_ns;
-        rest->max_ns = rest->max_ns < whole->max_ns ? rest->max_ns : whole->max_ns;
+        rest->min_ns = whole->min_ns;
+        rest->max_ns = whole->max_ns;
+        ftb_histogram_sum_fit(rest, lowest, highest);
     }
+}
+
+static uint64_t
+fit_into(uint32_t bucket, uint64_t ns)
+{
+    uint64_t least_ns = ftb_histogram_lowest(bucket);
+    uint64_t most_ns = ftb_histogram_highest(bucket);
+    return ns < least_ns ? least_ns : ns > most_ns ? most_ns : ns;
+}
+
+void
+ftb_histogram_sum_fit(struct ftb_histogram_sum *sum, uint32_t lowest, uint32_t highest)
+{
+    sum->min_ns = fit_into(lowest, sum->min_ns);
+    sum->max_ns = fit_into(highest, sum->max_ns);
 }
 
 void

@@ -119,6 +119,11 @@ void ftb_histogram_sum_split(
     struct ftb_histogram_sum *whole, const struct ftb_histogram_sum *part,
     struct ftb_histogram_sum *rest);
 
+/* Bring the shortest and the longest into the lowest and the highest of the buckets. A
+ * reader may meet a count before the extremes that the owner writes after it. */
+void
+ftb_histogram_sum_fit(struct ftb_histogram_sum *sum, uint32_t lowest, uint32_t highest);
+
 /* Make a histogram that nobody records in, or reads, empty again. */
 void ftb_histogram_clear(struct ftb_histogram *histogram);
 

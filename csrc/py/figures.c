@@ -75,7 +75,7 @@ pins_add(struct pins *pins, struct ftb_topic *topic)
 }
 
 int
-histogram_pack(struct packed_histogram *packed, const struct ftb_histogram_sum *sum)
+histogram_pack(struct packed_histogram *packed, struct ftb_histogram_sum *sum)
 {
     uint32_t n = 0;
     for (uint64_t left = sum->octaves; left != 0; left &= left - 1) {
@@ -103,11 +103,14 @@ histogram_pack(struct packed_histogram *packed, const struct ftb_histogram_sum *
             }
         }
     }
+    ftb_histogram_sum_fit(sum, packed->pairs[0].bucket, packed->pairs[n - 1].bucket);
+    packed->min_ns = sum->min_ns;
+    packed->max_ns = sum->max_ns;
     return 0;
 }
 
 static int
-times_pack(struct topic_row *row, const struct ftb_histogram_sum *sums)
+times_pack(struct topic_row *row, struct ftb_histogram_sum *sums)
 {
     for (int i = 0; i < FTB_TIMES_N; i++) {
         if (histogram_pack(&row->times[i], &sums[i]) < 0) {

@@ -126,8 +126,7 @@ void figures_compare(struct figures *figures);
 void figures_free(struct figures *figures);
 
 /* Pack what a sum holds. 0, or -1 without memory. */
-int
-histogram_pack(struct packed_histogram *packed, const struct ftb_histogram_sum *sum);
+int histogram_pack(struct packed_histogram *packed, struct ftb_histogram_sum *sum);
 
 /* figures_handlers.c: make room for notable handlers. False: no memory. */
 bool notable_init(struct notable *notable, size_t handlers_n);

@@ -189,6 +189,25 @@ test_split_adds_up(void)
     }
 }
 
+/* Bug hunted: a shortest time of 2^64 - 1, in a reading that met the first count. */
+static void
+test_extremes_are_brought_into_their_buckets(void)
+{
+    static struct ftb_histogram_sum sum;
+    ftb_histogram_sum_init(&sum);
+    uint32_t low = ftb_histogram_bucket(1000), high = ftb_histogram_bucket(5000);
+    ftb_histogram_sum_fit(&sum, low, high); /* counted, and no extremes yet */
+    CHECK(sum.min_ns == highest_of(low) && sum.max_ns == lowest_of(high));
+    sum.min_ns = 1000;
+    sum.max_ns = 5000;
+    ftb_histogram_sum_fit(&sum, low, high);
+    CHECK(sum.min_ns == 1000 && sum.max_ns == 5000);
+    sum.min_ns = 3; /* of a time that was counted after the counts were read */
+    sum.max_ns = 1000000;
+    ftb_histogram_sum_fit(&sum, low, high);
+    CHECK(sum.min_ns == lowest_of(low) && sum.max_ns == highest_of(high));
+}
+
 struct race {
     ftb_atomic(struct ftb_histogram *) histogram;
     ftb_atomic(uint32_t) is_over;
@@ -271,6 +290,7 @@ main(void)
     RUN(test_records_every_octave);
     RUN(test_merge_is_exact);
     RUN(test_split_adds_up);
+    RUN(test_extremes_are_brought_into_their_buckets);
     RUN(test_without_memory_nothing_is_recorded);
     RUN(test_readers_beside_the_writer);
     return 0;
