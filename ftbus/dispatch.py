@@ -173,13 +173,15 @@ def _drop_latecomers(bus: EventBus) -> int:
 def _join(bus: EventBus, deadline: float) -> bool:
     """Wait for the workers to end; return whether one has not.
 
-    Not for this thread, and not for those that are closing the bus themselves: they
-    may be waiting here for this one.
+    A worker does not wait for itself, nor for others that are closing the bus: they may
+    be waiting here for this one.
     """
     me = threading.current_thread()
     with bus._lock:
-        bus._closers.add(me)
-        others = [thread for thread in bus._threads if thread not in bus._closers]
+        others = bus._threads
+        if me in others:
+            bus._closers.add(me)
+            others = [thread for thread in others if thread not in bus._closers]
     try:
         for thread in others:
             interrupts.join(thread, deadline - time.monotonic())

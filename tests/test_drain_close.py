@@ -323,3 +323,33 @@ def test_verbs_race_with_close(verb: str) -> None:
         run_threads(3, work)
         check_conservation(bus.stats())
         assert bus.stats().pending == 0
+
+
+def test_close_waits_for_a_worker_that_is_closing_too() -> None:
+    """It is not waited for by a worker only, which it may be waiting for itself."""
+    bus = EventBus(workers=2)
+    held, past = threading.Event(), threading.Event()
+    seen: list[bool] = []
+
+    def close() -> None:
+        bus.close(drain=False, timeout=WAIT)
+        seen.append(any(thread.is_alive() for thread in bus._threads))
+
+    outer = threading.Thread(target=close)
+
+    def close_as_well(event: object) -> None:
+        bus.close(drain=False, timeout=WAIT)
+        past.set()
+        outer.join(0.2)  # it would have ended by now
+
+    bus.on("hold", lambda event: held.wait(WAIT))
+    bus.on("close", close_as_well)
+    bus.post("hold")
+    bus.post("close")
+    eventually(lambda: bus._closers)
+    outer.start()
+    eventually(lambda: outer.ident is not None)
+    held.set()
+    outer.join()
+    assert past.is_set()
+    assert seen == [False]
