@@ -230,24 +230,6 @@ KEPT = (
     Kept("core/ftb_park.h", "ftb_sub_release(", ("relaxed",), LETTER_OF_C11),
     Kept("core/ftb_park.h", "ftb_add_release(", ("relaxed",), LETTER_OF_C11),
     Kept(
-        "core/ftb_reclaim.c",
-        "ftb_store_seq_cst(&is_asked",
-        ("release", "relaxed"),
-        "on ARM it keeps the store before the try to lock; x86 does so by itself",
-    ),
-    Kept(
-        "core/ftb_reclaim.c",
-        "ftb_exchange_seq_cst(&is_asked",
-        ("acq_rel", "acquire", "release", "relaxed"),
-        "on ARM it sees what came before; what it misses is freed later",
-    ),
-    Kept(
-        "core/ftb_reclaim.c",
-        "ftb_load_seq_cst(&is_asked)",
-        ("acquire", "relaxed"),
-        "on ARM it keeps the look behind the unlock; what it misses is freed later",
-    ),
-    Kept(
         "core/ftb_map.c",
         "ftb_store_seq_cst(&table->slots[i], slot_of(entry))",
         ("release",),

@@ -10,6 +10,7 @@ from mutants_base import Mutant
 RECLAIM = "core/ftb_reclaim.h"
 RECLAIM_C = "core/ftb_reclaim.c"
 RECLAIM_MODEL = "models/reclaim.cpp"
+TURN = "core/ftb_turn.h"
 GRACE = "core/ftb_grace.h"
 GRACE_MODEL = "models/grace.cpp"
 MAP = "core/ftb_map.c"
@@ -168,30 +169,19 @@ READERS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "reclaim-retire",
-        RECLAIM_C,
-        "ftb_cas_release(&retired",
-        "ftb_cas_relaxed(&retired",
-        ("test_reclaim_threads thread",),
+        RECLAIM,
+        "ftb_cas_release(list",
+        "ftb_cas_relaxed(list",
+        (
+            "model reclaim_asked",
+            "test_reclaim_threads thread",
+        ),
     ),
     Mutant(
         "reclaim-sections-ignored",
         RECLAIM_C,
         "ftb__sections_closed(&threads) && hazard",
         "hazard",
-        ("test_reclaim",),
-    ),
-    Mutant(
-        "reclaim-looks-once",
-        RECLAIM_C,
-        "        if (!ftb_load_seq_cst(&is_asked)) {\n            break;",
-        "        if (round == 0) {\n            break;",
-        ("test_reclaim",),
-    ),
-    Mutant(
-        "reclaim-looks-at-retired-only",
-        RECLAIM_C,
-        "        if (!ftb_load_seq_cst(&is_asked)) {",
-        "        if (ftb_load_seq_cst(&retired) == NULL) {",
         ("test_reclaim",),
     ),
     Mutant(
@@ -204,8 +194,8 @@ READERS: tuple[Mutant, ...] = (
     Mutant(
         "reclaim-fork-unlocked",
         RECLAIM_C,
-        "pthread_atfork(lock_for_fork, unlock_after_fork, unlock_after_fork);",
-        "(void)lock_for_fork, (void)unlock_after_fork;",
+        "pthread_atfork(lock_for_fork, unlock_after_fork, unlock_in_child);",
+        "(void)lock_for_fork, (void)unlock_in_child;",
         ("test_reclaim_threads",),
     ),
     Mutant(
@@ -217,10 +207,115 @@ READERS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "reclaim-take",
+        RECLAIM,
+        "ftb_exchange_acquire(list",
+        "ftb_exchange_relaxed(list",
+        (
+            "model reclaim_asked",
+            "test_reclaim_threads thread",
+        ),
+    ),
+    Mutant(
+        "reclaim-fork-keeps-turn",
         RECLAIM_C,
-        "ftb_exchange_acquire(&retired",
-        "ftb_exchange_relaxed(&retired",
-        ("test_reclaim_threads thread",),
+        "ftb_store_relaxed(&turn.state, FTB_TURN_FREE)",
+        "(void)turn.state",
+        ("test_reclaim_threads",),
+    ),
+    # Nobody who asks the reclaimer is forgotten; the numbers are those of
+    # core/ftb_turn.h.
+    Mutant(
+        "turn-2-ask",
+        TURN,
+        "ftb_exchange_release(",
+        "ftb_exchange_relaxed(",
+        ("model reclaim_asked",),
+    ),
+    Mutant(
+        "turn-2-asks-only-if-free",
+        TURN,
+        "    return ftb_exchange_release(&turn->state, FTB_TURN_ASKED) == "
+        "FTB_TURN_FREE;",
+        "    uint32_t state = FTB_TURN_FREE;\n"
+        "    return ftb_cas_release(&turn->state, &state, FTB_TURN_ASKED);",
+        (
+            "model reclaim_asked",
+            "test_reclaim",
+        ),
+    ),
+    Mutant(
+        "turn-2-asks-by-a-store",
+        TURN,
+        "    return ftb_exchange_release(&turn->state, FTB_TURN_ASKED) == "
+        "FTB_TURN_FREE;",
+        "    uint32_t state = FTB_TURN_FREE;\n"
+        "    bool is_free = ftb_cas_release(&turn->state, &state, FTB_TURN_ASKED);\n"
+        "    if (!is_free) {\n"
+        "        ftb_store_release(&turn->state, FTB_TURN_ASKED);\n"
+        "    }\n"
+        "    return is_free;",
+        ("model reclaim_asked",),
+    ),
+    Mutant(
+        "turn-3-tries-the-lock",
+        TURN,
+        "        ftb_mutex_lock(&turn->lock);",
+        "        if (!ftb_mutex_try_lock(&turn->lock)) {\n"
+        "            ftb_store_release(&turn->state, FTB_TURN_FREE);\n"
+        "            break;\n"
+        "        }",
+        (
+            "model reclaim_asked",
+            "test_reclaim",
+        ),
+    ),
+    Mutant(
+        "turn-4-begin",
+        TURN,
+        "ftb_exchange_acquire(",
+        "ftb_exchange_relaxed(",
+        ("model reclaim_asked",),
+    ),
+    Mutant(
+        "turn-4-begins-after-the-round",
+        TURN,
+        "        ftb__turn_begin(turn, is_last);\n        round(context);",
+        "        round(context);\n        ftb__turn_begin(turn, is_last);",
+        (
+            "model reclaim_asked",
+            "test_reclaim",
+        ),
+    ),
+    Mutant(
+        "turn-4-last-leaves-who-asks",
+        TURN,
+        "        ftb__turn_begin(turn, is_last);\n        round(context);",
+        "        ftb__turn_begin(turn, false);\n"
+        "        round(context);\n"
+        "        (void)(is_last && ftb_exchange_release(&turn->state, FTB_TURN_FREE));",
+        ("model reclaim_asked",),
+    ),
+    Mutant(
+        "turn-6-ends-blindly",
+        TURN,
+        "    return ftb_cas_relaxed(&turn->state, &state, FTB_TURN_FREE);",
+        "    return ftb_exchange_release(&turn->state, FTB_TURN_FREE) <= state + 1;",
+        (
+            "model reclaim_asked",
+            "test_reclaim",
+        ),
+    ),
+    Mutant(
+        "turn-6-before-the-round",
+        TURN,
+        "        round(context);\n"
+        "        ftb_mutex_unlock(&turn->lock);\n"
+        "        if (!is_last && ftb__turn_end(turn)) {",
+        "        bool is_done = !is_last && ftb__turn_end(turn);\n"
+        "        ftb_mutex_unlock(&turn->lock);\n"
+        "        round(context);\n"
+        "        if (is_done) {",
+        ("model reclaim_asked",),
     ),
     # A writer that waits for sections; (2) and (6) as py/striped_map_core.c has them.
     Mutant(

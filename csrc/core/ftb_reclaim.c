@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "ftb_shard.h"
+#include "ftb_turn.h"
 
 /* Sequence section around the look-up, one hazard slot across the use. The family is
  * PEBR (Kang and Jung, PLDI 2020): epochs while short, hazard pointers while long.
@@ -34,34 +35,24 @@
  * 5. A thread that registers during the scan pushed its record (seq_cst) either before
  *    the scan read the list head (seq_cst): it is scanned; or after: then (6) < head
  *    read < push < (1) < (2), and it never had `old`.
- * 6. One reclaimer at a time (reclaim_lock, try only), so each retired object is judged
- *    once, by the thread that took it off the list; what it keeps goes to `kept`.
- * 7. Who finds it taken goes away, but nothing waits for a later call because of that:
- *    it has said that it asks (is_asked) before it tried. Either the reclaimer took this
- *    back later, before its scan, which then sees what was retired and which slots were
- *    given back (it read what was stored, and both are seq_cst). Or it finds it said when
- *    it has unlocked, and scans again: the try failed before that, and seq_cst keeps the
- *    store before the try and the look behind the unlocking, on ARM too, though C says
- *    nothing of a try that fails. What is left after so many rounds, or because a section
- *    did not close, waits for the next call.
+ * 6. One reclaimer at a time (the turn's lock), so each retired object is judged once, by
+ *    the thread that took it off the list; what it keeps goes to `kept`.
+ * 7. Who finds another thread at it goes away, and nothing waits for a later call because
+ *    of that: a scan follows that sees what it retired and which slots it gave back
+ *    (ftb_turn.h). What is left because a section did not close waits for the next call.
  *
  * A section contains no call that can block, so an odd seq means tens of nanoseconds
  * unless the thread was preempted; then the batch is kept for the next attempt. */
-
-/* One thread that retires and reclaims may find others' objects coming in as fast as it
- * frees them; after so many rounds it leaves the rest to them. */
-enum { RECLAIM_ROUNDS_MAX = 8 };
 
 FTB_TLS struct ftb_thread *ftb_thread_local = NULL;
 
 static struct ftb_threads threads = {NULL};
 /* Pushed to by ftb_retire, emptied by the reclaimer. */
 static _Atomic(struct ftb_retired *) retired = NULL;
-/* Somebody retired something or gave back a slot since the last scan began. */
-static _Atomic(uint32_t) is_asked = 0;
-/* Guarded by reclaim_lock. */
+/* To scan. Asked for by who retired something or gave a slot back. */
+static struct ftb_turn turn = {FTB_TURN_FREE, PTHREAD_MUTEX_INITIALIZER};
+/* Guarded by the turn's lock. */
 static struct ftb_retired *kept = NULL;
-static pthread_mutex_t reclaim_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_once_t exit_hook_once = PTHREAD_ONCE_INIT;
 static pthread_key_t exit_hook;
 static bool has_exit_hook = false; /* written once, under exit_hook_once */
@@ -78,20 +69,28 @@ thread_exit(void *value)
 static void
 lock_for_fork(void)
 {
-    pthread_mutex_lock(&reclaim_lock);
+    ftb_mutex_lock(&turn.lock);
 }
 
 static void
 unlock_after_fork(void)
 {
-    pthread_mutex_unlock(&reclaim_lock);
+    ftb_mutex_unlock(&turn.lock);
+}
+
+/* Who had the turn may be gone; the thread that forked had not, as it runs no round. */
+static void
+unlock_in_child(void)
+{
+    ftb_store_relaxed(&turn.state, FTB_TURN_FREE); /* relaxed: one thread is left */
+    unlock_after_fork();
 }
 
 static void
 exit_hook_init(void)
 {
     has_exit_hook = pthread_key_create(&exit_hook, thread_exit) == 0;
-    pthread_atfork(lock_for_fork, unlock_after_fork, unlock_after_fork);
+    pthread_atfork(lock_for_fork, unlock_after_fork, unlock_in_child);
 }
 
 static struct ftb_thread *
@@ -155,20 +154,7 @@ ftb_retire(
 {
     self->object = object;
     self->free_fn = free_fn;
-    struct ftb_retired *head = ftb_load_relaxed(&retired); /* relaxed: the CAS checks */
-    do {
-        self->next = head;
-    } while (!ftb_cas_release(&retired, &head, self)); /* pairs with retired_take */
-}
-
-static struct ftb_retired *
-retired_take(void)
-{
-    if (ftb_load_relaxed(&retired) == NULL) { /* relaxed: the exchange acquires */
-        return NULL;
-    }
-    /* Acquires what ftb_retire released. */
-    return ftb_exchange_acquire(&retired, (struct ftb_retired *)NULL);
+    ftb__retired_push(&retired, self);
 }
 
 struct hazard_set {
@@ -221,11 +207,12 @@ hazard_set_fill(struct hazard_set *set)
     return true;
 }
 
-/* Split the kept list into what is protected (stays) and what is free (returned). */
-static struct ftb_retired *
-kept_split_locked(const struct hazard_set *set)
+/* Split the kept list into what is protected (stays) and what is free (added to the
+ * list). */
+static void
+kept_split_locked(const struct hazard_set *set, struct ftb_retired **free_list)
 {
-    struct ftb_retired *free_list = NULL, *held = NULL, *next;
+    struct ftb_retired *held = NULL, *next;
     for (struct ftb_retired *r = kept; r != NULL; r = next) {
         next = r->next;
         bool is_held =
@@ -233,12 +220,11 @@ kept_split_locked(const struct hazard_set *set)
             && bsearch(
                    &r->object, set->objects, set->n, sizeof(void *), compare_pointers)
                    != NULL;
-        struct ftb_retired **list = is_held ? &held : &free_list;
+        struct ftb_retired **list = is_held ? &held : free_list;
         r->next = *list;
         *list = r;
     }
     kept = held;
-    return free_list;
 }
 
 static void
@@ -252,47 +238,42 @@ kept_append_locked(struct ftb_retired *list)
     }
 }
 
-/* One round. Sets *left_n; returns what nobody can see. */
-static struct ftb_retired *
-reclaim_locked(size_t *left_n)
+struct scans {
+    struct ftb_retired *free_list; /* what nobody can see */
+    size_t left_n;                 /* by the last scan */
+};
+
+static void
+scan_locked(void *context)
 {
-    struct ftb_retired *free_list = NULL;
+    struct scans *scans = context;
     struct hazard_set set = {NULL, 0, 0};
-    (void)ftb_exchange_seq_cst(&is_asked, 0);
-    kept_append_locked(retired_take());
+    kept_append_locked(ftb__retired_take(&retired));
     if (kept != NULL && ftb__sections_closed(&threads) && hazard_set_fill(&set)) {
-        free_list = kept_split_locked(&set);
+        kept_split_locked(&set, &scans->free_list);
     }
     ftb_free(set.objects);
-    *left_n = 0;
+    scans->left_n = 0;
     for (struct ftb_retired *r = kept; r != NULL; r = r->next) {
-        ++*left_n;
+        ++scans->left_n;
     }
-    return free_list;
 }
 
 size_t
 ftb_reclaim(void)
 {
-    size_t left_n = 0;
-    ftb_store_seq_cst(&is_asked, 1);
-    for (int round = 0; round < RECLAIM_ROUNDS_MAX; round++) {
-        if (pthread_mutex_trylock(&reclaim_lock) != 0) {
-            return 1; /* point 7: who is at it does it for us; a waiter does not count
-                       * on that, but reclaims when it has waited */
-        }
-        struct ftb_retired *free_list = reclaim_locked(&left_n);
-        pthread_mutex_unlock(&reclaim_lock);
-        while (free_list != NULL) { /* unlocked: free_fn may run finalizers */
-            struct ftb_retired *next = free_list->next;
-            free_list->free_fn(free_list);
-            free_list = next;
-        }
-        if (!ftb_load_seq_cst(&is_asked)) {
-            break;
-        }
+    struct scans scans = {NULL, 0};
+    if (!ftb_turn_run(&turn, scan_locked, &scans)) {
+        return 1; /* point 7: who is at it does it for us; a waiter does not count on
+                   * that, but reclaims when it has waited */
     }
-    return left_n;
+    /* Without the turn: free_fn may run finalizers, which take their time, and reclaim. */
+    while (scans.free_list != NULL) {
+        struct ftb_retired *next = scans.free_list->next;
+        scans.free_list->free_fn(scans.free_list);
+        scans.free_list = next;
+    }
+    return scans.left_n;
 }
 
 struct hazard_match {
@@ -310,18 +291,18 @@ is_no_match(const void *object, void *context)
 bool
 ftb_hazard_find(bool (*match)(const void *object, void *context), void *context)
 {
-    /* Under reclaim_lock nothing in a slot can be freed: a reclaimer that judged an
+    /* Under this lock nothing in a slot can be freed: a reclaimer that judged an
      * object free saw no slot with it, and a retired object enters no new slot. Its
      * bytes are visible: (3) is a release after the acquire of (2). */
     struct hazard_match wanted = {match, context};
-    pthread_mutex_lock(&reclaim_lock);
+    ftb_mutex_lock(&turn.lock);
     bool is_found = !ftb__sections_closed(&threads);
     struct ftb_thread *thread = ftb__threads_first(&threads);
     for (; thread != NULL && !is_found; thread = ftb_load_relaxed(&thread->next)) {
         is_found = thread != ftb_thread_local
                    && !ftb__hazards_each(thread, is_no_match, &wanted);
     }
-    pthread_mutex_unlock(&reclaim_lock);
+    ftb_mutex_unlock(&turn.lock);
     return is_found;
 }
 

@@ -4,7 +4,8 @@
  * hazard slot and leaves the section; the slot then protects that one object for as long
  * as it likes (a handler may block for an hour). A writer unlinks, retires, and frees
  * once no section that could have seen the object is open and no slot holds it.
- * The argument is in ftb_reclaim.c; the model is models/reclaim.cpp.
+ * The argument is in ftb_reclaim.c; the models are models/reclaim.cpp and
+ * models/reclaim_asked.cpp.
  *
  * Thread rule: sections and slots belong to their own thread; ftb_retire from any thread
  * (under locks too); ftb_reclaim from any thread that holds no lock. Inside a section
@@ -221,12 +222,33 @@ ftb__hazards_each(
     return true;
 }
 
+/* Who retires shares nothing else with who reclaims. Release: pairs with the take. */
+static inline void
+ftb__retired_push(ftb_atomic(struct ftb_retired *) * list, struct ftb_retired *self)
+{
+    struct ftb_retired *head = ftb_load_relaxed(list); /* relaxed: the CAS checks */
+    do {
+        self->next = head;
+    } while (!ftb_cas_release(list, &head, self));
+}
+
+/* All of them, the newest first. Acquires what the pushes released. */
+static inline struct ftb_retired *
+ftb__retired_take(ftb_atomic(struct ftb_retired *) * list)
+{
+    if (ftb_load_relaxed(list) == NULL) { /* relaxed: the exchange acquires */
+        return NULL;
+    }
+    return ftb_exchange_acquire(list, (struct ftb_retired *)NULL);
+}
+
 /* Hand over an unlinked object; free_fn runs later, from some thread's ftb_reclaim. */
 void ftb_retire(
     struct ftb_retired *self, const void *object,
     void (*free_fn)(struct ftb_retired *));
 
-/* Free what nobody can see any more. Returns how many objects are still held. */
+/* Free what nobody can see any more, or leave it to the thread that is at it. Returns how
+ * many objects are still held, or 1 if it is left to another. */
 size_t ftb_reclaim(void);
 
 /* True if a slot of a thread other than the caller's holds an object for which `match` is

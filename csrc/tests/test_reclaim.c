@@ -240,6 +240,67 @@ test_a_slot_given_back_is_seen(void)
     check_all_freed();
 }
 
+struct looks {
+    pthread_barrier_t step;
+    ftb_atomic(struct node *) link;
+    ftb_atomic(uint32_t) is_looking, has_reclaimed;
+    long rounds;
+};
+
+static bool
+look_long(const void *object, void *context)
+{
+    struct looks *looks = context;
+    node_check(object);
+    ftb_store_release(&looks->is_looking, 1);
+    /* While the other reclaims, unless that waits for this. */
+    for (int n = 0; n < 100 && !ftb_load_acquire(&looks->has_reclaimed); n++) {
+        sched_yield();
+    }
+    return true;
+}
+
+/* Bug hunted: the lock is taken by a thread that looks into slots and frees nothing: who
+ * retires meanwhile goes away, and the object stays until some later cancel. */
+static void
+looks_body(int ix, void *context)
+{
+    struct looks *looks = context;
+    for (long n = 0; n < looks->rounds; n++) {
+        if (ix == 0) {
+            ftb_store_release(&looks->is_looking, 0);
+            ftb_store_release(&looks->has_reclaimed, 0);
+        }
+        pthread_barrier_wait(&looks->step);
+        if (ix == 0) {
+            CHECK(ftb_hazard_find(look_long, looks));
+        } else {
+            while (!ftb_load_acquire(&looks->is_looking)) {
+                sched_yield();
+            }
+            node_retire(node_new());
+            CHECK(ftb_reclaim() == 0);
+            ftb_store_release(&looks->has_reclaimed, 1);
+        }
+        pthread_barrier_wait(&looks->step);
+        CHECK(ftb_load_acquire(&freed_n) == ftb_load_acquire(&retired_n));
+    }
+}
+
+static void
+test_a_look_into_slots_stops_no_reclaim(void)
+{
+    struct looks looks = {.link = NULL, .rounds = scaled(1000)};
+    link_replace(&looks.link, node_new());
+    node_hold(ftb_thread_current(), &looks.link);
+    pthread_barrier_init(&looks.step, NULL, 2);
+    run_threads(2, looks_body, &looks);
+    pthread_barrier_destroy(&looks.step);
+    ftb_hazard_drop(ftb_thread_current());
+    link_replace(&looks.link, NULL);
+    check_all_freed();
+}
+
 /* Without memory */
 
 static void *
@@ -311,5 +372,6 @@ main(void)
     RUN(test_free_function_retires_and_reclaims);
     RUN(test_nothing_waits_for_a_later_reclaim);
     RUN(test_a_slot_given_back_is_seen);
+    RUN(test_a_look_into_slots_stops_no_reclaim);
     return 0;
 }
