@@ -66,23 +66,34 @@ def test_every_public_call_is_swept_over() -> None:
     assert not LEFT_OUT.keys() & {call.name for call in CALLS}
 
 
-MAKE_FUNCTION = """
+LOSING = """
 import os, sys, _testcapi
-def make():
-    return lambda event: None
-make()
-code = make.__code__.co_consts[1]
-spare = [code] * 10
-before = sys.getrefcount(code)
+$setup
+use()
+before = sys.getrefcount(item)
+$first
 _testcapi.set_nomemory(0, 1)
 try:
-    make()
+    use()
 except MemoryError:
     pass
 finally:
     _testcapi.remove_mem_hooks()
-print(before - sys.getrefcount(code), flush=True)
-os._exit(0)  # a debug build would find that the count is wrong
+print(before - sys.getrefcount(item), flush=True)
+os._exit(0)  # its end would find that the count is wrong
+"""
+
+
+def losing(setup: str, first: str = "") -> str:
+    """Return a program that prints how many references a failing use() loses."""
+    return LOSING.replace("$setup", setup).replace("$first", first)
+
+
+MAKE_FUNCTION = """
+def use():
+    return lambda event: None
+item = use.__code__.co_consts[1]
+spare = [item] * 10
 """
 
 
@@ -91,27 +102,15 @@ os._exit(0)  # a debug build would find that the count is wrong
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="3.14 may have it right")
 def test_cpython_itself_gives_up_code_objects_when_memory_fails(python: Any) -> None:
     """Why the sweep holds spare references to them."""
-    done = python(MAKE_FUNCTION)
+    done = python(losing(MAKE_FUNCTION))
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
 
 DISPLAY = """
-import os, sys, _testcapi
 class Item: pass
 item = Item()
-def display():
+def use():
     return [item]
-display()
-before = sys.getrefcount(item)
-_testcapi.set_nomemory(0, 1)
-try:
-    display()
-except MemoryError:
-    pass
-finally:
-    _testcapi.remove_mem_hooks()
-print(before - sys.getrefcount(item), flush=True)
-os._exit(0)  # the memory of the items has been freed twice
 """
 
 MAP = """
@@ -157,9 +156,9 @@ def test_cpython_itself_frees_a_lists_items_twice_when_memory_fails(
     python: Any,
 ) -> None:
     """Why the sweep makes an empty list first: the display gives up another's item."""
-    done = python(DISPLAY)
+    done = python(losing(DISPLAY))
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
-    done = python(DISPLAY.replace("_testcapi.set_n", "[]; _testcapi.set_n"))
+    done = python(losing(DISPLAY, first="[]"))
     assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
 
