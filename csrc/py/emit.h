@@ -83,7 +83,8 @@ is_replaced(const struct ftb_topic *topic, const struct ftb_snapshot *snapshot)
  * once-handler: who did that could not free it. */
 FTB_NOINLINE void reclaim_replaced(void);
 
-/* Give a held snapshot back. */
+/* Give a held snapshot back. A cancel between the look and the drop leaves the snapshot to
+ * the next reclaim: to look after the drop for certain takes a barrier in every emit. */
 static inline void
 snapshot_drop(
     struct ftb_thread *thread, const struct ftb_topic *topic,
