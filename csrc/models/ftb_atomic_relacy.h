@@ -14,7 +14,7 @@
 template <typename T> class ftb_plain_var
 {
   public:
-    T get(rl::debug_info_param info)
+    T get(rl::debug_info_param info) const
     {
         (void)accesses(info).load();
         return value;
@@ -27,7 +27,7 @@ template <typename T> class ftb_plain_var
     }
 
   private:
-    rl::var<unsigned> accesses;
+    mutable rl::var<unsigned> accesses; /* also by who only reads */
     T value;
 };
 
