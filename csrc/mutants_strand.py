@@ -16,7 +16,7 @@ STRANDS: tuple[Mutant, ...] = (
         STRAND,
         "ftb_store_release(",
         "ftb_store_relaxed(",
-        ("model strand",),
+        ("model strand", "test_strand thread"),
     ),
     Mutant(
         "strand-link-load",
