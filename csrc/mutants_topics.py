@@ -95,7 +95,7 @@ TOPICS: tuple[Mutant, ...] = (
         "&& ftb_snapshot_handlers(snapshot)[i] != handler) {\n"
         "        i++;",
         "    while (i < snapshot->n\n"
-        "           && ftb_load_acquire(&snapshot->topic->snapshot) == snapshot) {\n"
+        "           && ftb_load_acquire(&handler->topic->snapshot) == snapshot) {\n"
         "        i++;",
         ("test_topic",),
     ),

@@ -92,6 +92,21 @@ test_small_capacities_and_failed_allocations(void)
     }
 }
 
+static void
+test_a_ring_is_passed_only_when_closed_and_empty(void)
+{
+    uint64_t number;
+    CHECK(ftb_chain_init(&chain, CAPACITY) == FTB_OK);
+    CHECK(!ftb_chain_is_passed(&chain, 0, 0));
+    CHECK(push(0) && !ftb_chain_is_passed(&chain, 0, 0)); /* its head was seen before */
+    ftb_ring_close(&chain.rings[0]);
+    CHECK(!ftb_chain_is_passed(&chain, 0, 0));
+    CHECK(pop(&number) && ftb_chain_is_passed(&chain, 0, 1));
+    CHECK(push(1) && pop(&number) && number == 1); /* by the next one */
+    CHECK(!ftb_chain_is_passed(&chain, chain.rings_n - 1, 0));
+    ftb_chain_fini(&chain);
+}
+
 static ftb_atomic(uint64_t) popped_n;
 static ftb_atomic(uint8_t) * seen;
 static long items_n;
@@ -143,6 +158,7 @@ main(void)
     RUN(test_a_short_queue_stays_in_the_first_ring);
     RUN(test_a_long_queue_keeps_its_order_from_ring_to_ring);
     RUN(test_small_capacities_and_failed_allocations);
+    RUN(test_a_ring_is_passed_only_when_closed_and_empty);
     RUN(test_stress);
     return 0;
 }
