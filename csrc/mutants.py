@@ -8,6 +8,7 @@ text to replace is not found, or if a memory order has neither a mutant nor a re
 mutants_orders.py.
 
     python3 mutants.py [--shard K/N] [PART OF A NAME ...]
+    python3 mutants.py --syntax        only see that every mutant compiles
     python3 mutants.py --orders        look for orders without a mutant, run nothing
     python3 mutants.py --table         print MUTANTS.md
 
@@ -19,14 +20,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +50,7 @@ HANG_FACTOR = 4.0
 HANG_S = 15.0
 # relacy itself reports a deadlock, so a model that takes this long says nothing.
 MODEL_LIMIT_S = 900.0
+INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 
 
 class Check(NamedTuple):
@@ -79,13 +83,14 @@ def check_of(name: str) -> Check:
 MUTANTS: tuple[Mutant, ...] = (*QUEUE, *READERS, *TOPICS, *COUNTERS, *ARENA)
 
 
-def build(folder: Path, check: Check) -> None:
-    """Build the check's program in a copy of this folder."""
+def make(folder: Path, target: str, *options: str) -> str:
+    """Make the target in a copy of this folder; return what went wrong, or nothing."""
     # WARN: a mutant may be so broken that the compiler sees it; the check shall.
-    command = ["make", "-C", str(folder), "-s", "WARN=-w", *check.options, check.target]
+    command = ["make", "-C", str(folder), "-s", "WARN=-w", *options, target]
     done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    if done.returncode == 0:
+        return ""
+    return f"{' '.join(command)}\n{done.stdout}{done.stderr}"
 
 
 def notices(folder: Path, check: Check, limit_s: float) -> str:
@@ -108,6 +113,76 @@ def notices(folder: Path, check: Check, limit_s: float) -> str:
     return "fails" if done.returncode > 0 else f"signal {-done.returncode}"
 
 
+@cache
+def included(base: Path, source: str) -> set[str]:
+    """Return the files that a source includes, itself too, relative to `base`."""
+    found: set[str] = set()
+    missing = [base / source]
+    while missing:
+        path = missing.pop()
+        found.add(str(path.relative_to(base)))
+        for name in INCLUDE.findall(path.read_text()):
+            for folder in (path.parent, *(base / each for each in COPIED[1:])):
+                file = (folder / name).resolve()
+                if file.is_file() and str(file.relative_to(base)) not in found:
+                    missing.append(file)
+                    break
+    return found
+
+
+def has_relacy() -> bool:
+    """Return whether models can be compiled here."""
+    compiler = [os.environ.get("CXX", "c++"), "-E", "-x", "c++", "-"]
+    source = b"#include <relacy/relacy.hpp>"
+    return not subprocess.run(compiler, input=source, capture_output=True).returncode
+
+
+def syntax_targets(base: Path, mutant: Mutant, with_models: bool) -> Iterator[str]:
+    """Yield what to make to see that the mutant compiles.
+
+    That is its own source, or the first that includes it, and the models it names.
+    """
+    sources = (
+        str(path.relative_to(base))
+        for folder in ("core", "arena", "tests")
+        for path in sorted((base / folder).glob("*.c"))
+    )
+    users = (source for source in sources if mutant.file in included(base, source))
+    yield from (f"build/syntax/{source}" for source in islice(users, 1))
+    for check in mutant.checks:
+        kind, _, name = check.partition(" ")
+        if kind == "model" and with_models:
+            yield f"build/syntax/models/{name}.cpp"
+
+
+def syntax_errors(base: Path, with_models: bool, mutant: Mutant) -> str:
+    """Return the compiler's errors with a mutant, or nothing."""
+    targets = list(syntax_targets(base, mutant, with_models))
+    with tempfile.TemporaryDirectory(prefix="ftb-mutant-") as name:
+        folder = Path(name) / "csrc"
+        shutil.copytree(base, folder)
+        path = folder / mutant.file
+        path.write_text(mutant.apply(path.read_text()))
+        errors = "".join(make(folder, target) for target in targets)
+    return f"{mutant.name} does not compile\n{errors}" if errors else ""
+
+
+def check_syntax(wanted: list[Mutant]) -> int:
+    """See that these mutants compile; return how many do not."""
+    with tempfile.TemporaryDirectory(prefix="ftb-mutants-") as name:
+        base = Path(name).resolve() / "csrc"
+        base.mkdir()
+        copy_to(base)
+        with_models = has_relacy()
+        check = partial(syntax_errors, base, with_models)
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            errors = [error for error in threads.map(check, wanted) if error]
+    print("".join(errors), end="")
+    left_out = "" if with_models else "; models left out, which need relacy-dev"
+    print(f"{len(wanted)} mutants, {len(errors)} do not compile{left_out}")
+    return len(errors)
+
+
 def run_mutant(
     base: Path, limits_s: dict[Check, float], mutant: Mutant
 ) -> list[tuple[str, str, str, float]]:
@@ -120,10 +195,23 @@ def run_mutant(
         path.write_text(mutant.apply(path.read_text()))
         for check in map(check_of, mutant.checks):
             start = time.monotonic()
-            build(folder, check)
+            if error := make(folder, check.target, *check.options):
+                sys.exit(f"{mutant.name} does not compile\n{error}")
             found = notices(folder, check, limits_s[check])
             rows.append((mutant.name, check.name, found, time.monotonic() - start))
     return rows
+
+
+def copy_to(base: Path) -> None:
+    """Copy this folder to `base`, and add the orders that only mutants use."""
+    for name in COPIED:
+        source = FOLDER / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy2
+        copy(source, base / name)
+    atomic = base / "core" / "ftb_atomic.h"
+    text = atomic.read_text()
+    end = text.rindex("#endif")
+    atomic.write_text(text[:end] + '#include "../models/weaker.h"\n\n' + text[end:])
 
 
 def prepare(base: Path, checks: Iterable[Check]) -> dict[Check, float]:
@@ -133,16 +221,10 @@ def prepare(base: Path, checks: Iterable[Check]) -> dict[Check, float]:
         How long each check may take with a mutant, in seconds.
     """
     limits_s = {}
-    for name in COPIED:
-        source = FOLDER / name
-        copy = shutil.copytree if source.is_dir() else shutil.copy2
-        copy(source, base / name)
-    atomic = base / "core" / "ftb_atomic.h"
-    text = atomic.read_text()
-    end = text.rindex("#endif")
-    atomic.write_text(text[:end] + '#include "../models/weaker.h"\n\n' + text[end:])
+    copy_to(base)
     for check in checks:
-        build(base, check)
+        if error := make(base, check.target, *check.options):
+            sys.exit(error)
         if check.name.startswith("model "):
             limits_s[check] = MODEL_LIMIT_S
             continue
@@ -154,7 +236,12 @@ def prepare(base: Path, checks: Iterable[Check]) -> dict[Check, float]:
 
 
 def run(wanted: list[Mutant]) -> int:
-    """Run these mutants and print a row for each check; return how many survived."""
+    """Run these mutants and print a row for each check; return how many survived.
+
+    None is run unless all compile.
+    """
+    if check_syntax(wanted):
+        return 1
     survivors = 0
     with tempfile.TemporaryDirectory(prefix="ftb-mutants-") as name:
         base = Path(name) / "csrc"
@@ -233,6 +320,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--shard", default="1/1", metavar="K/N", help="every N-th from K"
     )
+    parser.add_argument("--syntax", action="store_true", help="only compile them")
     parser.add_argument("--orders", action="store_true", help="run nothing")
     parser.add_argument("--table", action="store_true", help="print MUTANTS.md")
     return parser.parse_args(arguments)
@@ -255,7 +343,8 @@ def main() -> int:
         for mutant in MUTANTS
         if not options.names or any(part in mutant.name for part in options.names)
     ][int(shard) - 1 :: int(shards_n)]
-    return 1 if run(wanted) or missing else 0
+    failures = check_syntax(wanted) if options.syntax else run(wanted)
+    return 1 if failures or missing else 0
 
 
 if __name__ == "__main__":

@@ -229,7 +229,7 @@ READERS: tuple[Mutant, ...] = (
         TURN,
         "ftb_exchange_release(",
         "ftb_exchange_relaxed(",
-        ("model reclaim_asked",),
+        ("model reclaim_asked", "test_turn thread"),
     ),
     Mutant(
         "turn-2-asks-only-if-free",
@@ -238,10 +238,7 @@ READERS: tuple[Mutant, ...] = (
         "FTB_TURN_FREE;",
         "    uint32_t state = FTB_TURN_FREE;\n"
         "    return ftb_cas_release(&turn->state, &state, FTB_TURN_ASKED);",
-        (
-            "model reclaim_asked",
-            "test_reclaim",
-        ),
+        ("model reclaim_asked", "test_turn"),
     ),
     Mutant(
         "turn-2-asks-by-a-store",
@@ -264,27 +261,21 @@ READERS: tuple[Mutant, ...] = (
         "            ftb_store_release(&turn->state, FTB_TURN_FREE);\n"
         "            break;\n"
         "        }",
-        (
-            "model reclaim_asked",
-            "test_reclaim",
-        ),
+        ("model reclaim_asked", "test_turn"),
     ),
     Mutant(
         "turn-4-begin",
         TURN,
         "ftb_exchange_acquire(",
         "ftb_exchange_relaxed(",
-        ("model reclaim_asked",),
+        ("model reclaim_asked", "test_turn thread"),
     ),
     Mutant(
         "turn-4-begins-after-the-round",
         TURN,
         "        ftb__turn_begin(turn, is_last);\n        round(context);",
         "        round(context);\n        ftb__turn_begin(turn, is_last);",
-        (
-            "model reclaim_asked",
-            "test_reclaim",
-        ),
+        ("model reclaim_asked", "test_turn"),
     ),
     Mutant(
         "turn-4-last-leaves-who-asks",
@@ -293,17 +284,14 @@ READERS: tuple[Mutant, ...] = (
         "        ftb__turn_begin(turn, false);\n"
         "        round(context);\n"
         "        (void)(is_last && ftb_exchange_release(&turn->state, FTB_TURN_FREE));",
-        ("model reclaim_asked",),
+        ("model reclaim_asked", "test_turn"),
     ),
     Mutant(
         "turn-6-ends-blindly",
         TURN,
         "    return ftb_cas_relaxed(&turn->state, &state, FTB_TURN_FREE);",
         "    return ftb_exchange_release(&turn->state, FTB_TURN_FREE) <= state + 1;",
-        (
-            "model reclaim_asked",
-            "test_reclaim",
-        ),
+        ("model reclaim_asked", "test_turn"),
     ),
     Mutant(
         "turn-6-before-the-round",
@@ -315,7 +303,7 @@ READERS: tuple[Mutant, ...] = (
         "        ftb_mutex_unlock(&turn->lock);\n"
         "        round(context);\n"
         "        if (is_done) {",
-        ("model reclaim_asked",),
+        ("model reclaim_asked", "test_turn"),
     ),
     # A writer that waits for sections; (2) and (6) as py/striped_map_core.c has them.
     Mutant(

@@ -43,6 +43,15 @@ def failing(error: BaseException) -> Callable[[object], None]:
     return fail
 
 
+def failing_anew(value: object) -> Callable[[object], None]:
+    """Make a handler that raises a ValueError of its own each time, in any threads."""
+
+    def fail(event: object) -> None:
+        raise ValueError(value)
+
+    return fail
+
+
 # emit with errors="raise"
 
 
@@ -259,7 +268,7 @@ def test_on_error_gets_every_failure_once(verb: str) -> None:
     with EventBus(
         workers=2, errors="log", on_error=lambda *args: calls.append(args)
     ) as bus:
-        handlers = [failing(ValueError(n)) for n in range(3)]
+        handlers = [failing_anew(n) for n in range(3)]
         for handler in handlers:
             bus.on("key", handler)
         for _ in range(10):

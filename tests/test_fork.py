@@ -236,6 +236,7 @@ def test_forks_while_everything_is_at_work() -> None:
 
 
 @pytest.mark.thread_unsafe(reason="starts a process")
+@pytest.mark.skipif(TSAN, reason="ThreadSanitizer ends such children")
 def test_pool_of_forked_processes_uses_buses_of_its_own(python: Any) -> None:
     done = python(
         """

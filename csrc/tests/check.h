@@ -4,11 +4,14 @@
 #define FTB_TESTS_CHECK_H
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "ftb_atomic.h"
 
 #if defined(__APPLE__) || defined(FTB_WAIT_RELATIVE)
 #include "barrier.h"
@@ -109,6 +112,27 @@ run_threads(int threads_n, void (*body)(int ix, void *context), void *context)
         pthread_join(handles[i], NULL);
     }
     pthread_barrier_destroy(&barrier);
+}
+
+/* Who may go on, of threads that take turns. Relaxed throughout, so that it orders nothing
+ * but the turns: what one thread does before and the next one after is a race, which
+ * ThreadSanitizer sees without luck, unless the code under test orders the two. */
+struct baton {
+    ftb_atomic(uint32_t) turn;
+};
+
+static inline void
+baton_pass(struct baton *baton, uint32_t turn)
+{
+    ftb_store_relaxed(&baton->turn, turn);
+}
+
+static inline void
+baton_await(struct baton *baton, uint32_t turn)
+{
+    while (ftb_load_relaxed(&baton->turn) != turn) {
+        sched_yield();
+    }
 }
 
 #endif

@@ -208,6 +208,35 @@ test_extremes_are_brought_into_their_buckets(void)
     CHECK(sum.min_ns == lowest_of(low) && sum.max_ns == highest_of(high));
 }
 
+struct hand_over {
+    struct ftb_histogram histogram;
+    struct baton baton;
+};
+
+static void
+read_behind_the_owner(int ix, void *context)
+{
+    struct hand_over *hand_over = context;
+    if (ix == 0) {
+        CHECK(ftb_histogram_record_local(&hand_over->histogram, 1000));
+        baton_pass(&hand_over->baton, 1);
+        return;
+    }
+    baton_await(&hand_over->baton, 1);
+    struct ftb_histogram_sum sum = sum_of(&hand_over->histogram);
+    CHECK(sum.counts[ftb_histogram_bucket(1000)] <= 1);
+}
+
+/* Bug hunted, under ThreadSanitizer: an octave that is seen before its zeros. */
+static void
+test_a_reader_meets_a_new_octave(void)
+{
+    struct hand_over hand_over;
+    memset(&hand_over, 0, sizeof hand_over);
+    run_threads(2, read_behind_the_owner, &hand_over);
+    ftb_histogram_fini(&hand_over.histogram);
+}
+
 struct race {
     ftb_atomic(struct ftb_histogram *) histogram;
     ftb_atomic(uint32_t) is_over;
@@ -292,6 +321,7 @@ main(void)
     RUN(test_split_adds_up);
     RUN(test_extremes_are_brought_into_their_buckets);
     RUN(test_without_memory_nothing_is_recorded);
+    RUN(test_a_reader_meets_a_new_octave);
     RUN(test_readers_beside_the_writer);
     return 0;
 }

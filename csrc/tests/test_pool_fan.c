@@ -177,12 +177,49 @@ test_owner_may_be_alone(void)
     ftb_pool_free(pool);
 }
 
+static struct hand_over {
+    struct ftb_fan fan;
+    struct baton baton;
+} hand_over;
+
+static void
+claim_behind_the_owner(int ix, void *event)
+{
+    uint32_t claimed_ix;
+    void *work_seen;
+    bool is_last_claim;
+    if (ix == 0) {
+        ftb_fan_open_local(&hand_over.fan, event, 1);
+        baton_pass(&hand_over.baton, 1);
+        baton_await(&hand_over.baton, 2);
+        CHECK(ftb_fan_is_free_local(&hand_over.fan));
+        ftb_fan_open_local(&hand_over.fan, NULL, 1);
+    } else {
+        baton_await(&hand_over.baton, 1);
+        CHECK(
+            ftb_fan_try_claim(&hand_over.fan, &claimed_ix, &work_seen, &is_last_claim));
+        CHECK(claimed_ix == 0 && work_seen == event && is_last_claim);
+        CHECK(ftb_fan_done(&hand_over.fan));
+        baton_pass(&hand_over.baton, 2);
+    }
+}
+
+/* Whoever claims sees the work of that opening; the owner opens anew behind it. Judged by
+ * ThreadSanitizer. */
+static void
+test_a_claim_sees_what_the_owner_wrote(void)
+{
+    struct event event;
+    run_threads(2, claim_behind_the_owner, &event);
+}
+
 int
 main(void)
 {
     set_watchdog(120);
     RUN(test_nobody_idle_nothing_shared);
     RUN(test_owner_may_be_alone);
+    RUN(test_a_claim_sees_what_the_owner_wrote);
     RUN(test_stress);
     return 0;
 }

@@ -1,10 +1,9 @@
 /* ftb_strand.h: order and exclusion of a partition, and the cache of nodes.
  *
  * Under ThreadSanitizer the hand-overs must fail if the owner lets go without release,
- * begins without acquire or follows a link without acquire; they take turns by relaxed
- * flags, which order nothing else, and so need no luck. Forgotten events are left to
- * models/strand.cpp: the gap in which the owner could forget one is a few instructions
- * wide. */
+ * begins without acquire or follows a link without acquire. Forgotten events are
+ * left to models/strand.cpp: the gap in which the owner could forget one is a few
+ * instructions wide. */
 #include "check.h"
 
 #include <sched.h>
@@ -148,23 +147,9 @@ test_node_new_reports_no_memory(void)
 
 struct hand_over {
     struct ftb_strand strand;
-    ftb_atomic(uint32_t) turn; /* relaxed throughout: orders nothing but the turns */
-    uint64_t owned_n;          /* written by the strand's owner, without atomics */
+    struct baton baton;
+    uint64_t owned_n; /* written by the strand's owner, without atomics */
 };
-
-static void
-turn_give(struct hand_over *hand_over, uint32_t turn)
-{
-    ftb_store_relaxed(&hand_over->turn, turn);
-}
-
-static void
-turn_await(struct hand_over *hand_over, uint32_t turn)
-{
-    while (ftb_load_relaxed(&hand_over->turn) != turn) {
-        sched_yield();
-    }
-}
 
 static void
 owner_meets_a_push(int ix, void *context)
@@ -173,14 +158,14 @@ owner_meets_a_push(int ix, void *context)
     struct ftb_item item;
     if (ix == 0) {
         ftb_strand_begin_local(&hand_over->strand);
-        turn_give(hand_over, 1);
-        turn_await(hand_over, 2);
+        baton_pass(&hand_over->baton, 1);
+        baton_await(&hand_over->baton, 2);
         CHECK(pop(&hand_over->strand, &item) && (uintptr_t)item.payload == 0);
         CHECK(pop(&hand_over->strand, &item) && (uintptr_t)item.payload == 1);
     } else {
-        turn_await(hand_over, 1);
+        baton_await(&hand_over->baton, 1);
         CHECK(!push(&hand_over->strand, 1, 1));
-        turn_give(hand_over, 2);
+        baton_pass(&hand_over->baton, 2);
     }
 }
 
@@ -190,7 +175,7 @@ owner_follows_an_owner(int ix, void *context)
     struct hand_over *hand_over = context;
     struct ftb_item item;
     if (ix == 1) {
-        turn_await(hand_over, 1);
+        baton_await(&hand_over->baton, 1);
         CHECK(push(&hand_over->strand, 1, 1));
     }
     ftb_strand_begin_local(&hand_over->strand);
@@ -198,7 +183,7 @@ owner_follows_an_owner(int ix, void *context)
     CHECK(pop(&hand_over->strand, &item) && (uintptr_t)item.payload == (uintptr_t)ix);
     CHECK(!ftb_strand_end_local(&hand_over->strand));
     if (ix == 0) {
-        turn_give(hand_over, 1);
+        baton_pass(&hand_over->baton, 1);
     }
 }
 
@@ -209,7 +194,7 @@ hand_over_run(void (*body)(int ix, void *context))
     struct hand_over *hand_over = ftb_alloc_line(sizeof *hand_over);
     CHECK(hand_over != NULL);
     ftb_strand_init(&hand_over->strand);
-    ftb_init(&hand_over->turn, 0);
+    ftb_init(&hand_over->baton.turn, 0);
     hand_over->owned_n = 0;
     CHECK(push(&hand_over->strand, 0, 0));
     run_threads(2, body, hand_over);
