@@ -21,6 +21,8 @@ from ftbus.testing.pytest_plugin import (
     pytest_runtest_makereport,  # noqa: F401 (pytest finds it here)
 )
 
+pytest_plugins = ["counts_plugin"]
+
 ROOT = Path(__file__).parent
 HANG_SECONDS = 60  # only a program that hangs takes this long
 

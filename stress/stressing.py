@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import threading
+from collections import Counter
 
 from ftbus import BusStats, EventBus
 from ftbus.testing import eventually
@@ -15,6 +17,32 @@ SCALE = float(os.environ.get("FTB_SCALE", "1"))
 def scaled(n: int) -> int:
     """Return n stretched by FTB_SCALE, at least 1."""
     return max(1, int(n * SCALE))
+
+
+class Counts:
+    """What the tests did: counts_plugin.py tells the sums at the end. Thread-safe.
+
+    Events that were emitted, posted or called, threads that were started, faults that
+    were injected. Handlers that failed are faults.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sums: Counter[str] = Counter()
+
+    def add(self, *, events: int = 0, threads: int = 0, faults: int = 0) -> None:
+        """Add to the sums: what a test knows of itself and of its processes."""
+        with self._lock:
+            self._sums.update(events=events, threads=threads, faults=faults)
+
+    def take(self) -> dict[str, int]:
+        """Return the sums since the last time."""
+        with self._lock:
+            taken, self._sums = self._sums, Counter()
+        return dict(taken)
+
+
+counts = Counts()
 
 
 def fresh_seed(seed: int) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from builds import IS_INSTRUMENTED
 from nomemory import CALLS, LEFT_OUT, Call
-from stressing import WAIT
+from stressing import WAIT, counts
 
 import ftbus
 from ftbus import ArenaLimitError, Buffer, BufferPool, EventBus
@@ -49,6 +49,7 @@ def test_allocation_failures_leave_the_bus_usable(python: Any, call: Call) -> No
     done = python(call.program(), "-W", "ignore")
     assert (done.returncode, done.stderr) == (0, "")
     print(f"{call.name}: {done.stdout.strip()} calls raised MemoryError")
+    counts.add(faults=int(done.stdout))
 
 
 def test_every_public_call_is_swept_over() -> None:
@@ -208,6 +209,7 @@ def test_a_gibibyte_by_reference_takes_no_memory(python: Any) -> None:
     done = python(HUGE)
     assert (done.returncode, done.stderr) == (0, "")
     assert int(done.stdout) < 64
+    counts.add(events=2002)
 
 
 BLOCK_MAX = 1 << 39

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from stressing import WAIT, assert_conserved, fresh_seed, scaled
+from stressing import WAIT, assert_conserved, counts, fresh_seed, scaled
 
 from ftbus import Buffer, EventBus, QueueFullError, StripedMap, UnsupportedKeyError
 from ftbus.testing import eventually, run_threads
@@ -120,6 +120,7 @@ def test_hostile_keys_are_refused_and_change_nothing(seed: int) -> None:
             return 0 if index % 2 else scaled(400)
 
         good = sum(run_threads(4, work))
+        counts.add(faults=2 * scaled(400))
         assert bus.drain(WAIT)
         assert seen[0] == 2 * good
         assert sum(keys.values()) == good
@@ -170,6 +171,7 @@ def test_finalizers_of_payloads_emit_and_subscribe() -> None:
         gc.collect()
         eventually(lambda: len(died) == payloads_n, 30)
         assert sorted(died) == list(range(payloads_n))
+        counts.add(faults=payloads_n)
         assert bus.drain(WAIT)
         assert bus.stats().topic("other").handlers == 0
         assert_conserved(bus)
@@ -225,6 +227,7 @@ def test_weakref_callbacks_cancel_and_emit() -> None:
         eventually(lambda: len(gone) == total)
         eventually(lambda: bus.stats().topic("key").handlers == 0)
         assert bus.emit("key") == 0
+        counts.add(faults=total)
         assert_conserved(bus)
 
 
@@ -256,6 +259,7 @@ def test_finalizers_of_values_use_the_map_they_are_in() -> None:
         keys.pop(n, None)
     eventually(lambda: len(died) == scaled(4000))
     assert sorted(died) == list(range(scaled(4000)))
+    counts.add(faults=len(died))
     assert keys._is_valid()
 
 
@@ -290,6 +294,7 @@ def test_finalizers_of_values_that_waited_for_a_reader_do_not_nest() -> None:
     run_threads(6, work)
     eventually(lambda: len(keys) > 0 and len(depths) == values_n)
     assert max(depths) == 1
+    counts.add(faults=values_n)
 
 
 def test_buffers_that_die_in_every_thread_go_back_to_their_pool() -> None:

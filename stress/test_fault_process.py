@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from builds import TSAN
 from exits import EXITS
-from stressing import scaled
+from stressing import counts, scaled
 
 pytestmark = [
     pytest.mark.thread_unsafe(reason="starts processes"),
@@ -86,6 +86,7 @@ def test_two_hundred_forks_while_four_threads_emit_and_post(python: Any) -> None
     program = FORKS.replace("$forks", str(scaled(200)))
     done = python(program, "-W", "ignore::DeprecationWarning", within=600)
     assert (done.returncode, done.stderr) == (0, "")
+    counts.add(faults=scaled(200), threads=4)
 
 
 def test_children_of_subprocess_and_spawn_have_buses_of_their_own(python: Any) -> None:
@@ -117,6 +118,7 @@ if __name__ == "__main__":
         within=300,
     )
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
+    counts.add(faults=3 + 1 + 2)
 
 
 # Interpreter exit, again and again: the moment at which it hits differs.
@@ -140,6 +142,7 @@ def test_exit_is_quiet_and_ends_whatever_is_under_way(
     repeated = REPEATED.replace("$program", repr(program))
     done = python(repeated.replace("$times", str(scaled(4))), within=500)
     assert (done.returncode, done.stderr) == (0, "")
+    counts.add(faults=scaled(4))
 
 
 # Signals
@@ -179,7 +182,7 @@ with ftbus.EventBus(workers=2, queue_size=16) as bus:
     assert seen[0] == $rounds * 102, seen
     stats = bus.stats()
     assert stats.posted == stats.delivered + stats.rejected, stats
-assert ticks
+print(ticks)
 """
 
 
@@ -190,6 +193,8 @@ def test_ticks_every_millisecond_lose_no_wake_up(python: Any) -> None:
     script = TICKS.replace("$rounds", str(scaled(100))).replace("$pause", pause)
     done = python(script, within=300)
     assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout) > 0
+    counts.add(events=scaled(100) * 102, faults=int(done.stdout))
 
 
 INTERRUPTS = """
@@ -236,6 +241,7 @@ def test_interrupts_end_every_wait_and_lose_nothing(python: Any, seed: int) -> N
     program = INTERRUPTS.replace("$seed", str(seed))
     done = python(program.replace("$rounds", str(scaled(100))), within=300)
     assert (done.returncode, done.stderr) == (0, "")
+    counts.add(faults=scaled(100), threads=2 * scaled(100))
 
 
 TERMINATED = """
@@ -276,6 +282,7 @@ def test_sigterm_that_closes_drains(python: Any) -> None:
     for _ in range(scaled(5)):
         done = python(TERMINATED)
         assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
+        counts.add(faults=1)
 
 
 SUBINTERPRETERS = """
@@ -319,3 +326,4 @@ def test_subinterpreters_are_refused_again_and_again(python: Any) -> None:
     program = SUBINTERPRETERS.replace("$times", str(scaled(20)))
     done = python(program, "-W", "ignore", within=300)
     assert (done.returncode, done.stderr) == (0, "")
+    counts.add(faults=scaled(20))

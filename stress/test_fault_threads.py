@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from builds import IS_INSTRUMENTED
-from stressing import WAIT, assert_conserved, scaled
+from stressing import WAIT, assert_conserved, counts, scaled
 
 from ftbus import EventBus
 
@@ -158,6 +158,7 @@ def test_a_thousand_asynchronous_exceptions(python: Any, seed: int) -> None:
     said = re.sub(own, "", done.stderr, flags=re.DOTALL)
     assert (done.returncode, said) == (0, "")
     print(f"{done.stdout.strip()} hits")
+    counts.add(faults=int(done.stdout))
 
 
 STARVED = """
@@ -203,3 +204,4 @@ def test_progress_of_64_threads_on_one_busy_processor(
     program = STARVED.replace("$events", str(scaled(300))).replace("$latency", latency)
     done = python(program, within=300)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
+    counts.add(events=64 * 2 * scaled(300), threads=64)

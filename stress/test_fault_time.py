@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from builds import IS_INSTRUMENTED
+from stressing import counts
 
 pytestmark = pytest.mark.thread_unsafe(reason="starts a process")
 
@@ -79,12 +80,13 @@ assert 999 < time.time() - before < 2000, "the shim is not there"
 YEAR, DAY = 365 * 86400, 86400
 stop = threading.Event()
 def jumping():
+    global jumps_n
     jumps = [YEAR, -DAY, -YEAR, DAY]
-    n = 0
     while not stop.is_set():
-        jump_by(jumps[n % 4])
-        n += 1
+        jump_by(jumps[jumps_n % 4])
+        jumps_n += 1
         stop.wait(0.005)
+jumps_n = 0
 thread = threading.Thread(target=jumping)
 thread.start()
 
@@ -149,7 +151,7 @@ for worker in bus.stats().workers:
 assert bus.close(timeout=60) == 0
 stop.set()
 thread.join()
-print("good")
+print(jumps_n)
 """
 
 
@@ -164,4 +166,5 @@ def test_nothing_waits_by_the_wall_clock(python: Any, tmp_path: Path) -> None:
     subprocess.run([*command, "-ldl"], check=True)
     done = python(PROGRAM, LD_PRELOAD=str(library), within=120)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "good\n"
+    assert int(done.stdout) > 100
+    counts.add(faults=int(done.stdout))
