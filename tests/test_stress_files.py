@@ -1,13 +1,11 @@
 """The stress tests name the bug they hunt and the mutant that they must catch."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "stress"))
 
 mutate = pytest.importorskip("mutate", reason="no C sources here")
 
