@@ -73,7 +73,17 @@ def judge(
 
 
 def _memory(warm: Columns) -> list[Verdict]:
-    name, uss = "memory", warm["uss_bytes"]
+    """Judge all memory but the counts of histograms, and those for themselves.
+
+    A histogram gets the counts of an octave when a duration first falls into it. Of
+    thousands that each record one duration in a minute, some still meet a longer one
+    after hours: ever fewer, as records of a random sequence become rarer with 1 / n.
+    """
+    name = "memory"
+    uss = [
+        own - timing
+        for own, timing in zip(warm["uss_bytes"], warm["timing_bytes"], strict=True)
+    ]
     if len(uss) < 30:
         return [Verdict(name, None, "less than 30 s of it")]
     per_minute = slope(warm["at_s"], uss) * 60
@@ -92,7 +102,15 @@ def _memory(warm: Columns) -> list[Verdict]:
             f"{spread / 2**20:.2f} MiB of half a minute's least, "
             f"{SPREAD_MAX / 2**20:.0f} allowed",
         ),
+        _settling("histograms settle", warm["timing_bytes"]),
     ]
+
+
+def _settling(name: str, sizes: list[float]) -> Verdict:
+    first, middle, last = sizes[0], sizes[len(sizes) // 2], sizes[-1]
+    early, late = (middle - first) / 1024, (last - middle) / 1024
+    text = f"{early:+.0f} KiB in the first half, {late:+.0f} in the second"
+    return Verdict(name, late <= early, f"{text}, of {last / 2**20:.1f} MiB")
 
 
 def _blocks(calm: Columns) -> Verdict:
