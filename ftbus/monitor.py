@@ -36,6 +36,7 @@ TIMINGS = ("off", "sampled", "all")
 _INTERVAL_MAX = 1 << 29
 _SPACING_S = 0.25  # between two snapshots that are kept for the rates
 _KEPT_FOR_S = 2 * WINDOWS_S[-1]
+_RATED = ("emitted", "posted", "delivered", "handled", "failed", "dropped")
 _KEPT_WHEN_UNCOUNTED = ("posted", "delivered", "dropped", "rejected")
 
 _core.set_row_types(TopicStats, NO_TIMES, EMPTY, TIMINGS)
@@ -83,9 +84,9 @@ class Monitor:
         self._started_s = time.monotonic()
         self._baseline: Baseline | None = None
         self._lock = threading.RLock()  # a finalizer may run while it is held
-        # (seconds, counters), oldest first: what the rates are made of.
-        self._past: deque[tuple[float, Counters]] = deque()
-        self._past.append((self._started_s, Counters()))
+        # (seconds, the counters that have rates), oldest first.
+        self._past: deque[tuple[float, tuple[int, ...]]] = deque()
+        self._past.append((self._started_s, _rated(Counters())))
 
     def stats(
         self,
@@ -166,8 +167,9 @@ class Monitor:
         name = name_of(handler) if handler is not None else "(gone)"
         return HandlerStats(key, name, serial, calls, failed, time)
 
-    def _rates(self, now_s: float, now: Counters) -> tuple[RateStats, ...]:
-        """Return the rates up to now, and keep this snapshot for later ones."""
+    def _rates(self, now_s: float, total: Counters) -> tuple[RateStats, ...]:
+        """Return the rates up to now, and keep the counters for later ones."""
+        now = _rated(total)
         with self._lock:
             past = list(self._past)
             if now_s - self._past[-1][0] >= _SPACING_S:
@@ -184,13 +186,16 @@ class Monitor:
         return tuple(rates)
 
 
-def _rate(window_s: int, seconds: float, then: Counters, now: Counters) -> RateStats:
-    names = ("emitted", "posted", "delivered", "handled", "failed", "dropped")
+def _rated(counters: Counters) -> tuple[int, ...]:
+    return tuple(getattr(counters, name) for name in _RATED)
+
+
+def _rate(
+    window_s: int, seconds: float, then: tuple[int, ...], now: tuple[int, ...]
+) -> RateStats:
     per_s = {
-        name: max(0, getattr(now, name) - getattr(then, name)) / seconds
-        if seconds > 0
-        else 0.0
-        for name in names
+        name: max(0, late - early) / seconds if seconds > 0 else 0.0
+        for name, early, late in zip(_RATED, then, now, strict=True)
     }
     return RateStats(window_s, seconds, **per_s)
 

@@ -45,6 +45,7 @@ QUIET_EVERY_S = 20
 PAUSE_FROM_S, PAUSE_TO_S = 25, 30  # of each minute
 DRAIN_S = 120.0  # more than any machine needs: a hang
 SUB_BUCKETS_BITS = 3
+NEVER = 1 << 20  # what the first bucket starts at, the others one more each
 
 EMITTED, POSTED, FAILING = range(3)  # what an event is
 
@@ -83,6 +84,7 @@ class Ledger:
     def __init__(self) -> None:
         self.last = array("q", [-1] * (KEYS * EMITTERS))
         self.seen = array("q", bytes(8 * KEYS))
+        self.emitted = array("q", bytes(8 * EMITTERS))  # handled where they are emitted
         self.faults: list[str] = []
         # Lists: others read them meanwhile, and an array is not made for that.
         self._latencies: dict[int, list[int]] = {}
@@ -90,6 +92,7 @@ class Ledger:
     def handle(self, event: tuple[int, int, int, int, int]) -> None:
         key, emitter, number, sent_ns, kind = event
         if kind == EMITTED:
+            self.emitted[emitter] += 1
             return
         place = key * EMITTERS + emitter
         if self.last[place] >= number:
@@ -98,15 +101,19 @@ class Ledger:
         self.seen[key] += 1
         mine = self._latencies.get(threading.get_ident())
         if mine is None:
-            mine = self._latencies[threading.get_ident()] = [0] * 512
+            # Each an object of its own from the start: small integers are none.
+            mine = list(range(NEVER, NEVER + 512))
+            self._latencies[threading.get_ident()] = mine
         mine[bucket_of(time.perf_counter_ns() - sent_ns)] += 1
         if kind == FAILING:
             raise ValueError("on purpose")
 
     def latencies(self) -> array[int]:
         """Return how many events fell into each bucket, of all threads."""
-        columns = zip(*self._latencies.values(), strict=True)
-        return array("q", [sum(column) for column in columns])
+        columns = enumerate(zip(*self._latencies.values(), strict=True), NEVER)
+        return array(
+            "q", [sum(counts) - never * len(counts) for never, counts in columns]
+        )
 
 
 def percentile_us(counts: list[int], share: float) -> float:
@@ -127,7 +134,7 @@ class Emitter(threading.Thread):
         self.soak = soak
         self.index = index
         self.random = random.Random(seed + index)
-        self.emitted = self.posted = self.failing = 0
+        self.emitted = self.posted = self.failing = self.churned = 0
         self.error: BaseException | None = None
         self._subscriptions: list[Any] = []
 
@@ -178,6 +185,7 @@ class Emitter(threading.Thread):
 
         with suppress(HandlerErrors):
             self.soak.bus.once("one", passing)
+            self.churned += 1
             self.soak.bus.emit("one")
         self._subscriptions.append(self.soak.bus.subscribe(key, passing))
         if len(self._subscriptions) > 16:
@@ -305,7 +313,11 @@ class Soak:
                 faults.append(f"{bus!r} is not drained after {DRAIN_S} s")
         stats, slow = self.bus.stats(), self.slow_bus.stats()
         seen = sum(self.ledger.seen)
+        emitted = sum(e.emitted for e in self.emitters)
+        churned = sum(e.churned for e in self.emitters)
         for what, one, two in (
+            ("emitted", emitted + churned, stats.emitted),
+            ("emitted: seen", emitted, sum(self.ledger.emitted)),
             ("posted", sum(e.posted for e in self.emitters), stats.posted),
             ("delivered", stats.posted, stats.delivered),
             ("seen", seen, stats.delivered),
