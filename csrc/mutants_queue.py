@@ -49,7 +49,7 @@ QUEUE: tuple[Mutant, ...] = (
         FAN,
         "ftb_load_acquire(&fan->left_n)",
         "ftb_load_relaxed(&fan->left_n)",
-        ("model fan",),
+        ("model fan", "test_pool_fan thread"),
     ),
     Mutant(
         "fan-open",
@@ -70,7 +70,7 @@ QUEUE: tuple[Mutant, ...] = (
         FAN,
         "ftb_sub_acq_rel(&fan->left_n",
         "ftb_sub_acquire(&fan->left_n",
-        ("model fan",),
+        ("model fan", "test_pool_fan thread"),
     ),
     Mutant(
         "fan-done-release",

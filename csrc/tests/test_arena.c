@@ -478,6 +478,7 @@ test_misuse_is_named(void)
 int
 main(void)
 {
+    set_watchdog(240);
     RUN(test_every_size_fits_its_class_with_little_waste);
     RUN(test_released_memory_is_used_again);
     RUN(test_steady_use_never_misses);

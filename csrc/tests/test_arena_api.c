@@ -77,6 +77,7 @@ test_the_default_arena_is_the_one_it_was_made_with(void)
 int
 main(void)
 {
+    set_watchdog(240);
     ftb__arena_api_fill(&table, NULL);
     ftb_arena_t *arena = table.arena_new(0);
     ftb__arena_api_fill(&table, arena);

@@ -243,6 +243,7 @@ test_a_fork_child_can_allocate(void)
 int
 main(void)
 {
+    set_watchdog(240);
     seed = run_seed();
     RUN(test_ended_threads_leave_everything);
     RUN(test_an_arena_ends_with_its_last_block);

@@ -171,6 +171,7 @@ test_stats_and_trim_amid_work(void)
 int
 main(void)
 {
+    set_watchdog(240);
     seed = run_seed();
     RUN(test_blocks_come_back_from_other_threads);
     RUN(test_random_sizes_keep_their_content);

@@ -108,6 +108,7 @@ test_a_worker_does_not_linger_if_not_told_to(void)
 int
 main(void)
 {
+    set_watchdog(240);
     RUN(test_a_worker_lingers_after_a_short_batch);
     RUN(test_a_worker_does_not_linger_if_there_is_enough);
     RUN(test_a_worker_does_not_linger_after_one_partition_of_many);

@@ -1,7 +1,7 @@
 /* ftb_turn.h: no request is forgotten, whatever whoever has the turn is about.
  *
- * Each test has two threads take turns at one of the places where a request could be lost,
- * so it needs no luck. What comes of them in any order is left to models/reclaim_asked.cpp
+ * Whoever asks and whoever has the turn take turns at the places where a request could be
+ * lost, so no luck is needed. What comes of them in any order is left to models/reclaim_asked.cpp
  * and test_reclaim_threads. */
 #include "check.h"
 
