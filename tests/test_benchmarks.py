@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builds import TSAN
 from processes import environment
 
 from ftbus import lifecycle
@@ -121,6 +122,7 @@ def test_dispatch_runs(tmp_path: Path) -> None:
     assert any("in units of Lock" in check["name"] for check in found["checks"])
 
 
+@pytest.mark.skipif(TSAN, reason="takes minutes, and measures nothing there")
 def test_seed_runs_and_ftbus_neither_waits_nor_allocates_as_much(
     tmp_path: Path,
 ) -> None:
@@ -213,6 +215,7 @@ crew.close()
 """
 
 
+@pytest.mark.skipif(TSAN, reason="ctypes' own types race when threads first use them")
 def test_a_lock_that_is_taken_is_counted_and_a_free_one_is_not() -> None:
     printed = waits.run_counted(["-c", WAITS, str(BENCHMARKS)])
     free, taken, free_mutex, taken_mutex, both = eval(printed, {"Waits": waits.Waits})
