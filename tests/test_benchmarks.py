@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builds import TSAN
+from builds import IS_INSTRUMENTED, TSAN
 from processes import environment
 
 from ftbus import lifecycle
@@ -122,7 +122,9 @@ def test_dispatch_runs(tmp_path: Path) -> None:
     assert any("in units of Lock" in check["name"] for check in found["checks"])
 
 
-@pytest.mark.skipif(TSAN, reason="takes minutes, and measures nothing there")
+@pytest.mark.skipif(
+    IS_INSTRUMENTED, reason="preloads a library, as the sanitizers do; takes minutes"
+)
 def test_seed_runs_and_ftbus_neither_waits_nor_allocates_as_much(
     tmp_path: Path,
 ) -> None:
