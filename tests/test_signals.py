@@ -48,8 +48,10 @@ bus.post("key")
 entered.wait(30)
 bus.post("key")
 other = ftbus.EventBus(workers=1)
-other.on("key", lambda event: leave.wait())
+called_in = threading.Event()
+other.on("key", lambda event: (called_in.set(), leave.wait()))
 called = other.call("key")
+called_in.wait(30)  # or close(drain=False) has nothing to wait for
 executor = other.executor()
 submitted = executor.submit(leave.wait)
 begun = []
