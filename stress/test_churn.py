@@ -10,6 +10,7 @@ import gc
 import random
 import threading
 import weakref
+from operator import ge
 
 import pytest
 from stressing import WAIT, fresh_seed, scaled
@@ -22,64 +23,115 @@ CHURNERS = 2
 KEYS = 50
 
 
+type Event = tuple[int, int]  # the emitter, and which of its emits
+
+
+class Story:
+    """What one pair of handlers saw, and what it had to see; it outlives them."""
+
+    def __init__(self, key: int) -> None:
+        self.key = key
+        self.runs: tuple[list[Event], list[Event]] = ([], [])
+        self.whole: list[range] = []  # of each emitter: begun and ended meanwhile
+
+
 class Owner:
     """Its two handlers are subscribed together and cancelled together."""
 
-    def __init__(self, seen: dict[int, int]) -> None:
-        self.seen = seen
+    def __init__(self, story: Story) -> None:
+        self.story = story
 
-    def first(self, event: int) -> None:
-        self.seen[event] = self.seen.get(event, 0) + 1
+    def first(self, event: Event) -> None:
+        self.story.runs[0].append(event)
 
-    def second(self, event: int) -> None:
-        self.seen[event] = self.seen.get(event, 0) - 1
+    def second(self, event: Event) -> None:
+        self.story.runs[1].append(event)
+
+
+def assert_one_set_each(stories: list[Story], keys_of: list[list[int]]) -> int:
+    """Check that no handler ran twice for an event, nor missed one that it lived for.
+
+    Return how many events were emitted while both handlers of a pair lived.
+    """
+    lived_n = 0
+    for story in stories:
+        lived = {
+            (index, n)
+            for index, whole in enumerate(story.whole)
+            for n in whole
+            if keys_of[index][n] == story.key
+        }
+        lived_n += len(lived)
+        for runs in story.runs:
+            assert len(runs) == len(set(runs)), "a handler ran twice for an event"
+            assert lived <= set(runs), "an emit passed a handler by"
+    return lived_n
 
 
 @pytest.mark.parametrize("keys", [1, KEYS])
 def test_storm_of_subscriptions_during_emits(keys: int, seed: int) -> None:
     drawn = fresh_seed(seed)
     references: list[weakref.ref[Owner]] = []
-    counted = [0] * (EMITTERS + CHURNERS)
+    stories: list[Story] = []
+    keys_of: list[list[int]] = [[] for _ in range(EMITTERS)]  # grow before each emit
+    ended = [0] * EMITTERS
     done = threading.Event()
     left = [CHURNERS]
     lock = threading.Lock()
     with EventBus() as bus:
         steady = [0] * EMITTERS
 
-        def always(event: tuple[int, int]) -> None:
+        def always(event: Event) -> None:
             steady[event[0]] += 1
 
         for key in range(keys):
             bus.on(key, always)
 
+        def let_emits_pass() -> None:
+            until = [n + 2 * keys for n in ended]
+            eventually(lambda: done.is_set() or all(map(ge, ended, until)), WAIT)
+
+        def churn_once(random_: random.Random) -> None:
+            story = Story(random_.randrange(keys))
+            owner = Owner(story)
+            handlers = [owner.first, owner.second]
+            subscriptions = [bus.subscribe(story.key, each) for each in handlers]
+            begun = [len(emits) for emits in keys_of]
+            with lock:
+                references.append(weakref.ref(owner))
+                stories.append(story)
+            del owner, handlers
+            if random_.random() < 0.02:
+                let_emits_pass()
+            if random_.random() < 0.5:
+                subscriptions.reverse()
+            story.whole = list(map(range, begun, ended))
+            for subscription in subscriptions:
+                assert subscription.cancel()
+
         def churn(index: int) -> None:
             random_ = random.Random(drawn + index)
-            for _ in range(scaled(2000)):
-                key = random_.randrange(keys)
-                owner = Owner({})
-                handlers = [owner.first, owner.second]
-                subscriptions = [bus.subscribe(key, handle) for handle in handlers]
+            try:
+                for _ in range(scaled(2000)):
+                    churn_once(random_)
+                    if random_.random() < 0.01:
+                        gc.collect()
+            finally:
                 with lock:
-                    references.append(weakref.ref(owner))
-                del owner, handlers
-                if random_.random() < 0.5:
-                    subscriptions.reverse()
-                for subscription in subscriptions:
-                    assert subscription.cancel()
-                del subscriptions, subscription
-                if random_.random() < 0.01:
-                    gc.collect()
-            with lock:
-                left[0] -= 1
-                if left[0] == 0:
-                    done.set()
+                    left[0] -= 1
+                    if left[0] == 0:
+                        done.set()
 
         def emit(index: int) -> None:
             random_ = random.Random(drawn - index)
-            while not done.is_set():
-                ran = bus.emit(random_.randrange(keys), (index, counted[index]))
-                counted[index] += 1
-                assert ran >= 1
+            try:
+                while not done.is_set():
+                    key = random_.randrange(keys)
+                    keys_of[index].append(key)
+                    assert bus.emit(key, (index, ended[index])) >= 1
+                    ended[index] += 1
+            finally:
+                done.set()  # or who waits for this one's emits would wait on
 
         def run(index: int) -> None:
             if index < EMITTERS:
@@ -89,7 +141,10 @@ def test_storm_of_subscriptions_during_emits(keys: int, seed: int) -> None:
 
         run_threads(EMITTERS + CHURNERS, run)
         # The handler that was always there ran once for every emit.
-        assert steady == counted[:EMITTERS]
+        assert steady == ended
+        lived_n = assert_one_set_each(stories, keys_of)
+        assert lived_n > 0
+        print(f"{lived_n} emits with a pair that lived before, during and after")
         assert bus.stats().failed == 0
         for key in range(keys):
             assert bus.stats().topic(key).handlers == 1
