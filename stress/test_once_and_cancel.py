@@ -85,25 +85,32 @@ def test_nothing_starts_after_cancel_with_wait(verb: str, seed: int) -> None:
                     bus.drain(WAIT)
 
         threads = [threading.Thread(target=reach) for _ in range(2)]
+        lates: list[list[int]] = []
         for thread in threads:
             thread.start()
         try:
-            for _ in range(scaled(300)):
-                is_over, late = [False], [0]
+            for n in range(scaled(300)):
+                is_over, late, is_met = [False], [0], threading.Event()
+                lates.append(late)  # it may come long after
 
                 def handler(
-                    event: object, is_over: list[bool] = is_over, late: list[int] = late
+                    event: object,
+                    is_over: list[bool] = is_over,
+                    late: list[int] = late,
+                    is_met: threading.Event = is_met,
                 ) -> None:
+                    is_met.set()
                     for _ in range(100):  # long enough to be met in the middle
                         late[0] += is_over[0]
 
                 subscription = bus.subscribe("key", handler)
+                if n % 2:  # from then on the threads are in it most of the time
+                    assert is_met.wait(WAIT)
                 assert subscription.cancel(wait=True)
                 is_over[0] = True
-                assert late == [0]
         finally:
             stop.set()
             for thread in threads:
                 thread.join()
         assert bus.drain(WAIT)
-        assert late == [0]
+        assert lates == [[0]] * len(lates)
