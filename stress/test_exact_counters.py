@@ -150,12 +150,14 @@ def test_every_total_is_what_happened(timing: Any, seed: int) -> None:
             if index == THREADS:
                 return watch(bus, is_over)
             random_ = random.Random(drawn + index)
-            for _ in range(scaled(ROUNDS)):
-                hammer(bus, ledgers, random_)
-            with lock:
-                left[0] -= 1
-                if left[0] == 0:
-                    is_over.set()
+            try:
+                for _ in range(scaled(ROUNDS)):
+                    hammer(bus, ledgers, random_)
+            finally:
+                with lock:
+                    left[0] -= 1
+                    if left[0] == 0:
+                        is_over.set()
             return 0
 
         lock, left = threading.Lock(), [THREADS]
