@@ -16,6 +16,7 @@ seen until then. The exit status is 0 if every condition held.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -62,7 +63,33 @@ FIELDS = (
     "p99_us",
     "load",
 )
-QUIET_FIELDS = ("at_s", "blocks", "handlers", "buffers")
+QUIET_FIELDS = ("at_s", "blocks", "handlers", "buffers", "heap_bytes")
+OCTAVE_SHARE = (
+    17 / 16
+)  # of the heap that an octave takes: 256 bytes and malloc's own 16
+
+
+class Mallinfo2(ctypes.Structure):
+    """What glibc's mallinfo2() returns: bytes and counts, of all arenas."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+def heap_bytes() -> float:
+    """Return what of malloc's memory is in use, without histograms; nan if unknown."""
+    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo2 is None:
+        return float("nan")
+    mallinfo2.restype = Mallinfo2
+    found = mallinfo2()
+    in_use = found.uordblks + found.hblkhd
+    return float(in_use - _core.timing_bytes() * OCTAVE_SHARE)
 
 
 def bucket_of(ns: int) -> int:
@@ -196,7 +223,7 @@ class Emitter(threading.Thread):
 class Soak:
     """The load, the readings and the conditions."""
 
-    def __init__(self, seconds: int, rate: int, seed: int) -> None:
+    def __init__(self, seconds: int, rate: int, seed: int, timing: Any) -> None:
         self.seconds = seconds
         self.rate = rate
         self.is_quiet = self.is_over = False
@@ -208,7 +235,11 @@ class Soak:
         self.slow_seen = 0
         self.reported = [0]
         self.bus = EventBus(
-            workers=WORKERS, queue_size=8192, on_error=self._on_error, name="soak"
+            workers=WORKERS,
+            queue_size=8192,
+            on_error=self._on_error,
+            timing=timing,
+            name="soak",
         )
         self.slow_bus = EventBus(
             workers=1, queue_size=256, overflow="drop_oldest", name="slow"
@@ -298,6 +329,7 @@ class Soak:
             sys.getallocatedblocks(),
             _core.live_handlers(),
             default_pool.live,
+            heap_bytes(),
         )
         at = self._quiet_n * len(QUIET_FIELDS)
         self._quiet[at : at + len(QUIET_FIELDS)] = array("d", row)
@@ -400,6 +432,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--rate", type=int, default=8000, help="events per second")
+    parser.add_argument("--timing", choices=("off", "sampled", "all"), default="off")
     parser.add_argument("--out", type=Path, default=Path("build/soak.json"))
     default = int(os.environ.get("FTB_SEED", random.SystemRandom().getrandbits(32)))
     parser.add_argument("--seed", type=int, default=default)
@@ -410,8 +443,12 @@ def main() -> int:
     """Run, write what was read, print the verdicts; return the exit status."""
     options = parse()
     seconds = max(1, round(options.minutes * 60))
-    print(f"{seconds} s at {options.rate} events/s, --seed {options.seed}", flush=True)
-    soak = Soak(seconds, options.rate, options.seed)
+    print(
+        f"{seconds} s at {options.rate} events/s, --seed {options.seed} "
+        f"--timing {options.timing}",
+        flush=True,
+    )
+    soak = Soak(seconds, options.rate, options.seed, options.timing)
     is_interrupted = False
     try:
         soak.run()

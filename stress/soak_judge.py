@@ -12,6 +12,7 @@ SLOPE_MAX = 64 * 1024  # bytes per minute
 SPREAD_MAX = 4 << 20  # bytes
 FLOOR_S = 30
 BLOCKS_MAX = 100
+HEAP_MAX = 256 * 1024  # bytes, in all
 P99_FACTOR_MAX = 1.5
 PAIRS_POINTS_MAX = 600  # the slope looks at all pairs of points: n * n / 2
 
@@ -63,6 +64,7 @@ def judge(
         Verdict("events exact", not faults, "; ".join(faults[:3]) or "none lost"),
         Verdict("nothing left", not any(left.values()), str(left)),
         *_memory(warm),
+        _heap(calm),
         _blocks(calm),
         _steady("threads", warm["threads"]),
         _steady("fds", warm["fds"]),
@@ -73,19 +75,20 @@ def judge(
 
 
 def _memory(warm: Columns) -> list[Verdict]:
-    """Judge all memory but the counts of histograms, and those for themselves.
+    """Judge the process's memory, and that of its histograms.
 
     A histogram gets the counts of an octave when a duration first falls into it. Of
     thousands that each record one duration in a minute, some still meet a longer one
     after hours: ever fewer, as records of a random sequence become rarer with 1 / n.
+    Each takes room between other things, so that pages say nothing meanwhile; what
+    malloc has in use does, see _heap.
     """
-    name = "memory"
-    uss = [
-        own - timing
-        for own, timing in zip(warm["uss_bytes"], warm["timing_bytes"], strict=True)
-    ]
+    name, uss = "memory", warm["uss_bytes"]
     if len(uss) < 30:
         return [Verdict(name, None, "less than 30 s of it")]
+    settling = _settling("histograms settle", warm["timing_bytes"])
+    if slope(warm["at_s"], warm["timing_bytes"]) * 60 > SLOPE_MAX:
+        return [Verdict(name, None, "histograms still grow"), settling]
     per_minute = slope(warm["at_s"], uss) * 60
     # What a burst takes and gives back is no growth: the least of each half minute.
     floors = [min(uss[n : n + FLOOR_S]) for n in range(0, len(uss), FLOOR_S)]
@@ -102,7 +105,7 @@ def _memory(warm: Columns) -> list[Verdict]:
             f"{spread / 2**20:.2f} MiB of half a minute's least, "
             f"{SPREAD_MAX / 2**20:.0f} allowed",
         ),
-        _settling("histograms settle", warm["timing_bytes"]),
+        settling,
     ]
 
 
@@ -111,6 +114,15 @@ def _settling(name: str, sizes: list[float]) -> Verdict:
     early, late = (middle - first) / 1024, (last - middle) / 1024
     text = f"{early:+.0f} KiB in the first half, {late:+.0f} in the second"
     return Verdict(name, late <= early, f"{text}, of {last / 2**20:.1f} MiB")
+
+
+def _heap(calm: Columns) -> Verdict:
+    name, heap = "heap in use", [size for size in calm["heap_bytes"] if size == size]
+    if len(heap) < 2:
+        return Verdict(name, None, "never read while the load paused")
+    more = (median(heap[-5:]) - median(heap[:5])) / 1024
+    text = f"{more:+.1f} KiB without histograms, {HEAP_MAX / 1024:+.0f} allowed"
+    return Verdict(name, more * 1024 <= HEAP_MAX, text)
 
 
 def _blocks(calm: Columns) -> Verdict:

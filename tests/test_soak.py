@@ -47,13 +47,16 @@ def readings(
     }
 
 
-def quiet(blocks: list[float] | None = None) -> dict[str, list[float]]:
+def quiet(
+    blocks: list[float] | None = None, heap: list[float] | None = None
+) -> dict[str, list[float]]:
     blocks = blocks or [1000.0] * 15
     n = len(blocks)
     return {
         "at_s": [20.0 * (ix + 1) for ix in range(n)],
         "blocks": blocks,
         "handlers": [7.0] * n,
+        "heap_bytes": heap or [60 * MIB] * n,
         "buffers": [0.0] * n,
     }
 
@@ -77,8 +80,12 @@ def test_every_condition_can_fail() -> None:
         "memory slope",
         "memory spread",
     }
-    growing = readings(timing_growth=50.0)
+    growing = readings(timing_growth=2.0)
     assert failed(soak_judge.judge(growing, *good[1:])) == {"histograms settle"}
+    heap = [60 * MIB + 100_000 * n for n in range(15)]
+    assert failed(soak_judge.judge(good[0], quiet(heap=heap), *good[2:])) == {
+        "heap in use"
+    }
     more = [1000.0 + 30 * n for n in range(15)]
     assert failed(soak_judge.judge(good[0], quiet(more), *good[2:])) == {"objects"}
     assert failed(soak_judge.judge(*good[:2], ["lost"], good[3])) == {"events exact"}
