@@ -6,6 +6,7 @@ VENV ?= .venv
 MINUTES ?= 3
 SOAK_ARGS ?=
 FUZZ_ARGS ?=
+FUZZ_SERVERS_ARGS ?=
 DEMO_ARGS ?= --seconds 10 --players 64
 PYTEST_ARGS ?=
 BENCH_ARGS ?= --quick
@@ -77,8 +78,9 @@ stress: setup ## the stress tests (STRESS_ARGS="--count 20", FTB_SCALE, FTB_SEED
 stress-memory: setup ## the same, with freed objects filled and checked
 	PYTHONMALLOC=mimalloc_debug $(PYTEST) stress -n logical $(STRESS_ARGS)
 
-fuzz: setup ## feed bad bytes to all that reads bytes (FUZZ_ARGS="--seconds 60 receiver")
+fuzz: setup ## feed bad bytes to all that reads bytes (FUZZ_ARGS, FUZZ_SERVERS_ARGS: --seconds 60)
 	$(PYTHON) stress/fuzz.py $(FUZZ_ARGS)
+	$(PYTHON) tests/fuzz_servers.py $(FUZZ_SERVERS_ARGS)
 
 mutants-stress: setup ## break the extension in the ways that stress tests name
 	$(PYTHON) stress/mutate.py $(MUTANTS)

@@ -1,4 +1,6 @@
-"""Fuzz everything of ftbus that reads bytes of others, each target for some seconds.
+"""Fuzz what of ftbus reads bytes of others, each target for some seconds.
+
+The servers of a bus, which answer, have tests/fuzz_servers.py.
 
     python stress/fuzz.py [--seconds 10] [--seed N] [TARGET ...]
 

@@ -217,6 +217,23 @@ def test_the_table_of_mutants_is_current(mutants: ModuleType) -> None:
     assert (CSRC / "MUTANTS.md").read_text() == mutants.table()
 
 
+def test_every_model_is_in_the_readme() -> None:
+    table = (CSRC / "README.md").read_text().partition("## Models")[2]
+    rows = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+    assert rows == {path.stem for path in (CSRC / "models").glob("*.cpp")}
+
+
+def test_suppressions_name_no_code_of_ours_and_have_reasons() -> None:
+    groups = (CSRC.parent / "tools" / "tsan.supp").read_text().split("\n\n")
+    assert len(groups) > 5
+    for group in groups:
+        reason, *lines = group.strip().splitlines()
+        assert reason.startswith("# "), group
+        for line in lines:
+            assert line.startswith(("# ", "race", "thread:")), line
+            assert not re.search(r"ftb|_core|bus_|striped|csrc|arena", line), line
+
+
 @pytest.mark.parametrize(
     "name", ["ring-free-load", "strand-tail-release", "reclaim-1-enter", "grace-gone"]
 )

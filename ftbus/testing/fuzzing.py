@@ -114,7 +114,8 @@ def fuzz(
     inputs, seconds: how many, or for how long; the run ends when both are reached.
     length_max: of random inputs, in bytes.
     grows_max: how much the process's largest size may grow, in bytes.
-    hang_s: an input that takes this long ends the process, with all stacks printed.
+    hang_s: a thousand inputs, or one of them, that take this long end the process, with
+        all stacks printed.
     keep: a folder to write the input of a finding to.
 
     Raises FindingError.
