@@ -29,7 +29,11 @@ from mutants_base import Mutant  # noqa: E402
 
 COPIED = ("csrc", "ftbus", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 ROUNDS = 5  # of a test that races
-LIMIT_S = 300
+# Without a mutant a test takes this long at most; with one, it hangs if it takes so
+# many times as long as without, and some seconds.
+LIMIT_S = 600.0
+HANG_FACTOR = 4.0
+HANG_S = 30.0
 
 CLAIM = "if (!ftb_cas_acq_rel(&handler->state, &active, FTB_HANDLER_SPENT)) {"
 PY_MUTANTS = (
@@ -115,10 +119,11 @@ def named(path: Path) -> list[str]:
     return [] if line.startswith("none, ") else line.split(", ")
 
 
-def run(path: Path, library: Path, rounds: int) -> str:
+def run(path: Path, library: Path, limit_s: float) -> str:
     """Run a stress test on what was built; return how it failed, or nothing."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    command += ["-p", "no:xdist", "--timeout", "60", f"--count={rounds}", str(path)]
+    command += ["-p", "no:xdist", "--timeout", f"{limit_s:.0f}"]
+    command += [f"--count={ROUNDS}", str(path)]
     variables = {"FTBUS_LIB": str(library), "PYTHONPATH": str(library)}
     settings = {"PYTHONSAFEPATH": "1", "PYTHONMALLOC": "mimalloc_debug"}
     try:
@@ -127,7 +132,7 @@ def run(path: Path, library: Path, rounds: int) -> str:
             cwd=ROOT,
             env={**os.environ, **variables, **settings},
             capture_output=True,
-            timeout=LIMIT_S,
+            timeout=limit_s,
         )
     except subprocess.TimeoutExpired:
         return "hangs"
@@ -138,9 +143,17 @@ def run(path: Path, library: Path, rounds: int) -> str:
     return "fails" if done.returncode else ""
 
 
-def build(folder: Path) -> Path:
+def limit_of(path: Path, library: Path) -> float:
+    """See a stress test pass without a mutant; return how long one may take with it."""
+    start = time.monotonic()
+    if found := run(path, library, LIMIT_S):
+        sys.exit(f"{path.name}: {found} without any mutant")
+    return HANG_S + HANG_FACTOR * (time.monotonic() - start)
+
+
+def build(folder: Path, name: str) -> Path:
     """Build the extension in a copy of the project; return where to import it."""
-    library = folder / "lib"
+    library = folder / name
     subprocess.run(
         [sys.executable, "setup.py", "--quiet", "build", "--build-lib", str(library)],
         cwd=folder,
@@ -174,14 +187,19 @@ def main() -> int:
                 shutil.copytree(source, folder / each, ignore=ignored)
             else:
                 shutil.copy2(source, folder / each)
-        for mutant, paths in jobs(sys.argv[1:]):
+        wanted = list(jobs(sys.argv[1:]))
+        library = build(folder, "whole")
+        used = {path for _, paths in wanted for path in paths}
+        limits_s = {path: limit_of(path, library) for path in sorted(used)}
+        print(f"{len(used)} stress tests pass without a mutant", flush=True)
+        for mutant, paths in wanted:
             target = folder / "csrc" / mutant.file
             text = target.read_text()
             target.write_text(mutant.apply(text))
-            library = build(folder)
+            library = build(folder, "lib")
             for path in paths:
                 start = time.monotonic()
-                found = run(path, library, ROUNDS)
+                found = run(path, library, limits_s[path])
                 survivors += not found
                 took = time.monotonic() - start
                 row = f"{mutant.name:28} {path.name:28} {found or 'SURVIVES':10}"
