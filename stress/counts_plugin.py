@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import pytest
 from stressing import counts
@@ -19,32 +19,38 @@ totals: Counter[str] = Counter()
 
 @contextmanager
 def counting() -> Iterator[None]:
-    """Count the threads that start, and the events of each bus when it is closed.
+    """Count the threads that start, and the events of each bus that is closed.
 
-    A bus may be closed by several threads at once; one of them counts its events.
+    What a bus counts after a close of it has returned, as when a handler of its closes
+    it, is added by later ones, or at the end if it still exists.
     """
     start, close = threading.Thread.start, dispatch.close
-    counted: WeakSet[EventBus] = WeakSet()
-    lock = threading.Lock()
+    counted: WeakKeyDictionary[EventBus, tuple[int, int]] = WeakKeyDictionary()
+    lock = threading.RLock()
 
     def start_counted(thread: threading.Thread) -> None:
         start(thread)
         counts.add(threads=1)
 
+    def count(bus: EventBus) -> None:
+        with lock:
+            stats = bus.stats(max_keys=0)
+            events, faults = stats.emitted + stats.posted, stats.failed
+            events_before, faults_before = counted.get(bus, (0, 0))
+            counted[bus] = events, faults
+            counts.add(events=events - events_before, faults=faults - faults_before)
+
     def close_counted(bus: EventBus, *, drain: bool, timeout: float) -> int:
         left = close(bus, drain=drain, timeout=timeout)
-        with lock:
-            is_first = bus not in counted
-            counted.add(bus)
-        if is_first:
-            stats = bus.stats(max_keys=0)
-            counts.add(events=stats.emitted + stats.posted, faults=stats.failed)
+        count(bus)
         return left
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threading.Thread, "start", start_counted)
         patch.setattr(dispatch, "close", close_counted)
         yield
+    for bus in list(counted):
+        count(bus)
 
 
 @pytest.hookimpl(wrapper=True)

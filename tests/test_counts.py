@@ -30,6 +30,24 @@ def test_events_threads_and_failures_are_counted_once() -> None:
     assert counts_plugin.counts.take() == {}
 
 
+def test_what_a_handler_leaves_behind_by_closing_is_counted() -> None:
+    counts_plugin.counts.take()
+    with counts_plugin.counting():
+        bus = EventBus(workers=1, on_error=lambda *args: None)
+        closed = threading.Event()
+
+        def close(event: object) -> None:
+            bus.close()
+            closed.set()
+            raise ValueError(event)
+
+        bus.on("key", close)
+        bus.post("key", 1)
+        assert closed.wait(30)
+        bus.close()
+    assert counts_plugin.counts.take() == {"events": 1, "threads": 1, "faults": 1}
+
+
 def test_sums_are_told_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counts_plugin, "totals", counts_plugin.Counter())
     lines: list[str] = []
