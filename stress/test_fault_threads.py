@@ -142,8 +142,11 @@ assert bus.close() == 0
 threads.clear()
 from ftbus.testing import eventually
 import gc
-eventually(lambda: gc.collect() * 0 + ftbus._core.reclaim() * 0
-           + (ftbus.default_pool.live == 0), 30)
+def is_all_let_go():
+    gc.collect()
+    ftbus._core.reclaim()
+    return ftbus.default_pool.live == ftbus._core.live_handlers() == 0
+eventually(is_all_let_go, 30)
 print(hits)
 """
 
