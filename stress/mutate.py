@@ -77,6 +77,14 @@ PY_MUTANTS = (
         ("stress",),
     ),
     Mutant(
+        "py-failed-subscribe-kept",
+        "py/subscription.c",
+        "if (handler_fill(self->handler, callable, original) < 0) {\n"
+        "        Py_DECREF(self);\n",
+        "if (handler_fill(self->handler, callable, original) < 0) {\n",
+        ("stress",),
+    ),
+    Mutant(
         "py-failure-counted-twice",
         "py/special.c",
         "delivery->failed_n++;",

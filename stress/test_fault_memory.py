@@ -3,7 +3,7 @@
 Hunts for a reference that is lost or given up twice on the way out of a failed call,
 for a handler that is half subscribed, for a lock that is kept, for sizes whose sum
 overflows, and for payloads that are copied.
-Mutants: arena-limit-of-one.
+Mutants: arena-limit-of-one, py-failed-subscribe-kept.
 """
 
 import os
