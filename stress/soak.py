@@ -54,7 +54,6 @@ FIELDS = (
     "at_s",
     "rss_bytes",
     "uss_bytes",
-    "timing_bytes",
     "threads",
     "fds",
     "arena_bytes",
@@ -81,15 +80,17 @@ class Mallinfo2(ctypes.Structure):
     ]
 
 
+MALLINFO2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
+if MALLINFO2 is not None:
+    MALLINFO2.restype = Mallinfo2
+
+
 def heap_bytes() -> float:
-    """Return what of malloc's memory is in use, without histograms; nan if unknown."""
-    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
-    if mallinfo2 is None:
+    """Return how much of malloc's memory is in use, of all arenas; nan if unknown."""
+    if MALLINFO2 is None:
         return float("nan")
-    mallinfo2.restype = Mallinfo2
-    found = mallinfo2()
-    in_use = found.uordblks + found.hblkhd
-    return float(in_use - _core.timing_bytes() * OCTAVE_SHARE)
+    found = MALLINFO2()
+    return float(found.uordblks + found.hblkhd)
 
 
 def bucket_of(ns: int) -> int:
@@ -301,7 +302,6 @@ class Soak:
             now - self.started,
             memory.rss,
             memory.uss,
-            _core.timing_bytes(),
             self.process.num_threads(),
             self.process.num_fds(),
             default_pool.stats().live_bytes,
@@ -400,7 +400,8 @@ class Soak:
         gc.collect()
         _core.reclaim()
         left = {"handlers": _core.live_handlers(), "buffers": default_pool.live}
-        verdicts = judge(readings, quiet, self.ledger.faults, left)
+        is_timed = stats.timing != "off"
+        verdicts = judge(readings, quiet, self.ledger.faults, left, is_timed)
         return {
             "interrupted": is_interrupted,
             "emitted": stats.emitted,

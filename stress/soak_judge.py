@@ -31,6 +31,9 @@ class Verdict(NamedTuple):
         return f"{self.name:22} {word:10} {self.why}"
 
 
+TIMED = Verdict("memory", None, "events are timed: histograms still grow")
+
+
 def slope(times: list[float], values: list[float]) -> float:
     """Return the median slope of all pairs of points (Theil 1950, Sen 1968)."""
     step = -(-len(times) // PAIRS_POINTS_MAX)
@@ -49,12 +52,19 @@ def after(columns: Columns, start_s: float, end_s: float = float("inf")) -> Colu
 
 
 def judge(
-    readings: Columns, quiet: Columns, faults: list[str], left: dict[str, int]
+    readings: Columns,
+    quiet: Columns,
+    faults: list[str],
+    left: dict[str, int],
+    is_timed: bool = False,
 ) -> list[Verdict]:
     """Return a verdict on each condition.
 
     readings: one a second; quiet: those made while the load paused; faults: what was
     lost, doubled or out of order; left: what exists after the end and should not.
+    is_timed: there are histograms, which get the counts of an octave when a duration
+    first falls into it. Of thousands that record one duration a minute some still meet
+    a longer one after hours, so memory is not judged.
     """
     seconds = max(readings["at_s"], default=0.0)
     # The longer, the more rare paths a run meets late, each with something to keep.
@@ -63,8 +73,7 @@ def judge(
     return [
         Verdict("events exact", not faults, "; ".join(faults[:3]) or "none lost"),
         Verdict("nothing left", not any(left.values()), str(left)),
-        *_memory(warm),
-        _heap(calm),
+        *([TIMED] if is_timed else [*_memory(warm), _heap(calm)]),
         _blocks(calm),
         _steady("threads", warm["threads"]),
         _steady("fds", warm["fds"]),
@@ -75,20 +84,9 @@ def judge(
 
 
 def _memory(warm: Columns) -> list[Verdict]:
-    """Judge the process's memory, and that of its histograms.
-
-    A histogram gets the counts of an octave when a duration first falls into it. Of
-    thousands that each record one duration in a minute, some still meet a longer one
-    after hours: ever fewer, as records of a random sequence become rarer with 1 / n.
-    Each takes room between other things, so that pages say nothing meanwhile; what
-    malloc has in use does, see _heap.
-    """
     name, uss = "memory", warm["uss_bytes"]
     if len(uss) < 30:
         return [Verdict(name, None, "less than 30 s of it")]
-    settling = _settling("histograms settle", warm["timing_bytes"])
-    if slope(warm["at_s"], warm["timing_bytes"]) * 60 > SLOPE_MAX:
-        return [Verdict(name, None, "histograms still grow"), settling]
     per_minute = slope(warm["at_s"], uss) * 60
     # What a burst takes and gives back is no growth: the least of each half minute.
     floors = [min(uss[n : n + FLOOR_S]) for n in range(0, len(uss), FLOOR_S)]
@@ -105,15 +103,7 @@ def _memory(warm: Columns) -> list[Verdict]:
             f"{spread / 2**20:.2f} MiB of half a minute's least, "
             f"{SPREAD_MAX / 2**20:.0f} allowed",
         ),
-        settling,
     ]
-
-
-def _settling(name: str, sizes: list[float]) -> Verdict:
-    first, middle, last = sizes[0], sizes[len(sizes) // 2], sizes[-1]
-    early, late = (middle - first) / 1024, (last - middle) / 1024
-    text = f"{early:+.0f} KiB in the first half, {late:+.0f} in the second"
-    return Verdict(name, late <= early, f"{text}, of {last / 2**20:.1f} MiB")
 
 
 def _heap(calm: Columns) -> Verdict:
@@ -121,7 +111,7 @@ def _heap(calm: Columns) -> Verdict:
     if len(heap) < 2:
         return Verdict(name, None, "never read while the load paused")
     more = (median(heap[-5:]) - median(heap[:5])) / 1024
-    text = f"{more:+.1f} KiB without histograms, {HEAP_MAX / 1024:+.0f} allowed"
+    text = f"{more:+.1f} KiB, {HEAP_MAX / 1024:+.0f} allowed"
     return Verdict(name, more * 1024 <= HEAP_MAX, text)
 
 

@@ -2,22 +2,11 @@
 
 #include <string.h>
 
-/* Octaves that exist, of all histograms; relaxed, as nothing is inferred from it. Written
- * when one is made or freed, which is rare. */
-static ftb_atomic(uint64_t) octaves_n = 0;
-
-uint64_t
-ftb_histogram_bytes(void)
-{
-    return ftb_load_relaxed(&octaves_n) * sizeof(struct ftb_histogram_octave);
-}
-
 struct ftb_histogram_octave *
 ftb_histogram_octave_make_local(struct ftb_histogram *histogram, uint32_t octave_ix)
 {
     struct ftb_histogram_octave *octave = ftb_alloc(sizeof *octave);
     if (octave != NULL) {
-        ftb_add_relaxed(&octaves_n, 1);
         /* release: its zeros come before it; pairs with ftb_histogram_add_to */
         ftb_store_release(&histogram->octaves[octave_ix], octave);
     }
@@ -155,11 +144,6 @@ void
 ftb_histogram_fini(struct ftb_histogram *histogram)
 {
     for (uint32_t i = 0; i < FTB_HISTOGRAM_OCTAVES; i++) {
-        /* relaxed: as above */
-        struct ftb_histogram_octave *octave = ftb_load_relaxed(&histogram->octaves[i]);
-        if (octave != NULL) {
-            ftb_sub_relaxed(&octaves_n, 1);
-            ftb_free(octave);
-        }
+        ftb_free(ftb_load_relaxed(&histogram->octaves[i])); /* relaxed: as above */
     }
 }

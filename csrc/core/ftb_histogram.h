@@ -127,9 +127,6 @@ ftb_histogram_sum_fit(struct ftb_histogram_sum *sum, uint32_t lowest, uint32_t h
 /* Make a histogram that nobody records in, or reads, empty again. */
 void ftb_histogram_clear(struct ftb_histogram *histogram);
 
-/* How much memory the counts of all histograms of the process take. Any thread. */
-uint64_t ftb_histogram_bytes(void);
-
 /* Free its octaves. Nobody uses it any more. */
 void ftb_histogram_fini(struct ftb_histogram *histogram);
 

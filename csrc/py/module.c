@@ -16,8 +16,6 @@ PyObject *ftb_pin_object(PyObject *module, PyObject *object);
 
 PyObject *ftb_live_handlers(PyObject *module, PyObject *unused);
 
-PyObject *ftb_timing_bytes(PyObject *module, PyObject *unused);
-
 static PyObject *
 after_fork_child(PyObject *module, PyObject *unused)
 {
@@ -55,8 +53,6 @@ static PyMethodDef module_methods[] = {
      PyDoc_STR("Free what no emit can see any more; return how much is still held.")},
     {"set_row_types", ftb_set_row_types, METH_VARARGS,
      PyDoc_STR("Say what Bus._figures() makes its rows of.")},
-    {"timing_bytes", ftb_timing_bytes, METH_NOARGS,
-     PyDoc_STR("How much memory the histograms' counts take, of all buses, in bytes.")},
     {NULL, NULL, 0, NULL},
 };
 

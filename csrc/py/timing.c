@@ -109,11 +109,3 @@ bus_set_timing(PyObject *self, PyObject *args)
     }
     Py_RETURN_NONE;
 }
-
-PyObject *
-ftb_timing_bytes(PyObject *module, PyObject *unused)
-{
-    (void)module;
-    (void)unused;
-    return PyLong_FromUnsignedLongLong(ftb_histogram_bytes());
-}

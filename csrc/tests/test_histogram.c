@@ -103,28 +103,6 @@ test_merge_is_exact(void)
     ftb_histogram_fini(&whole);
 }
 
-/* Bug hunted: an octave that is counted and not made, or freed and still counted. */
-static void
-test_bytes_are_those_of_the_octaves(void)
-{
-    struct ftb_histogram histogram;
-    memset(&histogram, 0, sizeof histogram);
-    uint64_t before = ftb_histogram_bytes();
-    uint64_t octave = sizeof(struct ftb_histogram_octave);
-    CHECK(ftb_histogram_record_local(&histogram, 1000));
-    CHECK(ftb_histogram_bytes() == before + octave);
-    CHECK(ftb_histogram_record_local(&histogram, 1001));
-    CHECK(ftb_histogram_bytes() == before + octave);
-    ftb_fault_alloc(0);
-    CHECK(!ftb_histogram_record_local(&histogram, 1000000));
-    ftb_fault_alloc(-1);
-    CHECK(ftb_histogram_bytes() == before + octave);
-    CHECK(ftb_histogram_record_local(&histogram, 1000000));
-    CHECK(ftb_histogram_bytes() == before + 2 * octave);
-    ftb_histogram_fini(&histogram);
-    CHECK(ftb_histogram_bytes() == before);
-}
-
 /* Bug hunted: a record that counts half of a value when an octave cannot be had. */
 static void
 test_without_memory_nothing_is_recorded(void)
@@ -342,7 +320,6 @@ main(void)
     RUN(test_merge_is_exact);
     RUN(test_split_adds_up);
     RUN(test_extremes_are_brought_into_their_buckets);
-    RUN(test_bytes_are_those_of_the_octaves);
     RUN(test_without_memory_nothing_is_recorded);
     RUN(test_a_reader_meets_a_new_octave);
     RUN(test_readers_beside_the_writer);
