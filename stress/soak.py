@@ -63,9 +63,6 @@ FIELDS = (
     "load",
 )
 QUIET_FIELDS = ("at_s", "blocks", "handlers", "buffers", "heap_bytes")
-OCTAVE_SHARE = (
-    17 / 16
-)  # of the heap that an octave takes: 256 bytes and malloc's own 16
 
 
 class Mallinfo2(ctypes.Structure):
